@@ -83,7 +83,6 @@ def test_the_mask_covers_the_trimmed_turns_whatever_they_say(tokenizer, profile,
         assert ids == token_ids(tokenizer, messages), "the mask's template renders another text"
 
 
-@pytest.mark.xfail(strict=True, reason="models.new_tokenizer splits as GPT-2 does, not as Llama-3")
 @pytest.mark.parametrize("text", ["hello there", "\n\n\nhello\n\n\n\nthere\n\n", "😀 now", "1 2"])
 def test_a_turn_is_trained_after_the_very_tokens_it_is_generated_after(text):
     """A tokenizer that joins "Ċ Ċ" only at the end of a prompt would meet unseen tokens there."""

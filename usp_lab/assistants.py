@@ -1,13 +1,15 @@
-"""Scripted assistants of known helpfulness, and the finder that understands what a user's turn asks for.
+"""Scripted assistants of known helpfulness, and the finder that understands what a turn asks for.
 
-An assistant is anything with ``reply(batch, seeds) -> list[Utterance | str]``, where a batch is a list of dialogues (messages) that end with a user
-turn. The scripted ones answer out of the population's tables, help with a known probability, and say in ``Utterance.meta`` what they did, so that goals
-met and annoyance have a truth. They read the text alone (never the user's hidden state), so they also serve trained simulators.
+An assistant is anything with ``reply(batch, seeds) -> list[Utterance | str]``, where a batch is a
+list of dialogues (messages) that end with a user turn. The scripted ones answer out of the
+population's tables, help with a known probability, and say in ``Utterance.meta`` what they did, so
+that goals met and annoyance have a truth. They read the text alone (never the user's hidden state),
+so they also serve trained simulators.
 """
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from random import Random
 
@@ -15,13 +17,17 @@ import numpy as np
 
 from usp_lab.chat import Message, Utterance, is_closing
 from usp_lab.errors import UspError
+from usp_lab.surface import TEXTING
 from usp_lab.users import tables
 
 # What an assistant does when it does not help (weights), and how often four graded assistants help.
 FAILURES = {"vague": 0.5, "wrong": 0.2, "refuse": 0.15, "rude": 0.15}
 HELPFULNESS = {"good": 0.95, "fair": 0.75, "poor": 0.45, "bad": 0.15}
-_SENTENCE = re.compile(r"(?<=[.?!])\s+|\n+")
-_IN_TOPIC, _FOUND = 1.35, 0.34  # bonus of the topic on the table; the least similarity that counts as an ask
+_SENTENCE, _WORD = re.compile(r"(?<=[.?!])\s+"), re.compile(r"[a-z0-9/]+")
+# Goal finding: weight of shared n-gram mass against cosine, of the topic's best phrasing, of named
+# slot values, of the topic on the table; the least score that counts as an ask, and the least that
+# does so in a turn that sounds like a goodbye.
+_MASS, _TOPIC, _NAMED, _IN_TOPIC, _FOUND, _SURE = 0.4, 0.15, 0.3, 1.6, 0.55, 1.1
 
 
 def fill(text: str, slots: dict[str, str]) -> str:
@@ -37,7 +43,7 @@ def goal_of(topic: str, key: str) -> dict:
 
 @dataclass(frozen=True)
 class Intent:
-    """What a user's turn asks for: a goal of a topic, or (``answer`` set) the follow-up question on that answer."""
+    """What a turn asks for: a goal of a topic, or (``answer`` set) the follow-up on that answer."""
 
     topic: str
     goal: str
@@ -45,54 +51,111 @@ class Intent:
     score: float = 1.0
 
 
-class GoalFinder:
-    """Finds the goal that a turn asks for by character n-grams against every phrasing in the tables.
+def plain(text: str) -> str:
+    """Return text as it is compared: lower case, no apostrophes, texting shorthand written out."""
+    text = re.sub(r"\s+", " ", text.strip().lower().replace("'", ""))
+    return _WORD.sub(lambda m: _longhand().get(m[0], m[0]), text)
 
-    It is the population's truth checker for goals; `01_data` reports its accuracy on turns whose goal is known.
+
+@lru_cache(maxsize=1)
+def _longhand() -> dict[str, str]:
+    return {short: long.replace("'", "") for long, short in reversed(TEXTING.items())}
+
+
+class GoalFinder:
+    """Finds the goal that a turn asks for, by character n-grams against every phrasing.
+
+    A phrasing's score is a mean of its best cosine with one to three sentences of the turn and of
+    the share of its n-grams' mass that the whole turn holds (found even if nothing is punctuated);
+    it grows with the topic's slot values in the turn and with how well anything else of the topic,
+    asides included, matches. It is the population's truth checker for goals; `01_data` reports its
+    accuracy on turns whose goal is known.
     """
 
     def __init__(self) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        entries, self.intents = [], []
+        texts, self._intents, starts, self._values = [], [], [], {}
         for topic in tables()["topics"].values():
+            starts.append(len(texts))
             for goal in topic["goal"]:
-                asks = [t for r in ("blunt", "plain", "roundabout", "later", "push") for t in goal[r]]
-                entries += [(t, Intent(topic["key"], goal["key"])) for t in asks]
-                follows = [(a["follow"]["ask"], i) for i, a in enumerate(goal["answer"])]
-                entries += [(t, Intent(topic["key"], goal["key"], i)) for t, i in follows]
-        self._values = {key: sorted(map(str.lower, sum(t["slots"].values(), [])), key=len, reverse=True) for key, t in tables()["topics"].items()}
-        self.intents = [intent for _, intent in entries]
-        self._topics = np.array([i.topic for i in self.intents])
-        self._vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True, dtype=np.float32)
-        self._matrix = self._vectorizer.fit_transform([re.sub(r"\{\w+\}", " ", t) for t, _ in entries]).T.tocsc()
+                asks = [
+                    t for r in ("blunt", "plain", "roundabout", "later", "push") for t in goal[r]
+                ]
+                follows = [a["follow"]["ask"] for a in goal["answer"]]
+                texts += asks + follows
+                self._intents += [Intent(topic["key"], goal["key"])] * len(asks)
+                self._intents += [Intent(topic["key"], goal["key"], i) for i in range(len(follows))]
+            asides = [t for a in topic["aside"] for t in a["text"]]
+            texts, self._intents = texts + asides, self._intents + [None] * len(asides)
+            for value in (v for values in topic["slots"].values() for v in values):
+                self._values.setdefault(tuple(_WORD.findall(plain(value))), set()).add(
+                    len(starts) - 1
+                )
+        self._topics, self._lengths = (
+            list(tables()["topics"]),
+            sorted({len(v) for v in self._values}),
+        )
+        self._starts, self._sizes = np.array(starts), np.diff([*starts, len(texts)])
+        self._asks = np.array([i is not None for i in self._intents])
+        self._vectorizer = TfidfVectorizer(
+            analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True, dtype=np.float32
+        )
+        matrix = self._vectorizer.fit_transform([plain(re.sub(r"\{\w+\}", " ", t)) for t in texts])
+        self._cosine, self._mass = matrix.T.tocsr(), matrix.power(2).T.tocsr()
 
-    def find(self, texts: Sequence[str], topics: Sequence[str | None] | None = None) -> list[Intent | None]:
-        """Return per turn the intent it expresses, or None. ``topics``: the topic on the table, where one is."""
-        topics = topics or [None] * len(texts)
-        parts = [self._parts(text, topic) for text, topic in zip(texts, topics, strict=True)]
-        flat = [p for group in parts for p in group]
-        if not flat:
-            return [None] * len(texts)
-        scores = (self._vectorizer.transform(flat) @ self._matrix).toarray()
-        out, row = [], 0
-        for group, topic in zip(parts, topics, strict=True):
-            best = scores[row : row + len(group)].max(axis=0)
-            row += len(group)
-            if topic is not None:
-                best = np.where(self._topics == topic, best * _IN_TOPIC, best)
-            i = int(best.argmax())
-            intent = self.intents[i]
-            found = best[i] >= _FOUND
-            out.append(Intent(intent.topic, intent.goal, intent.answer, float(best[i])) if found else None)
+    def find(
+        self, texts: Sequence[str], topics: Sequence[str | None] | None = None
+    ) -> list[Intent | None]:
+        """Return per turn the intent it expresses, or None; ``topics``: those on the table."""
+        topics, out = topics or [None] * len(texts), []
+        for i in range(0, len(texts), 64):  # bounds memory
+            for text, topic, score in zip(
+                texts[i : i + 64], topics[i : i + 64], self._scores(texts[i : i + 64]), strict=True
+            ):
+                of_topic = np.maximum.reduceat(score, self._starts)
+                weight = 1 + _NAMED * self._named(text)
+                if topic is not None:
+                    weight[self._topics.index(topic)] *= _IN_TOPIC
+                score = (
+                    (score + _TOPIC * np.repeat(of_topic, self._sizes))
+                    * np.repeat(weight, self._sizes)
+                    * self._asks
+                )
+                best = int(score.argmax())
+                intent = self._intents[best]
+                out.append(
+                    replace(intent, score=float(score[best])) if score[best] >= _FOUND else None
+                )
         return out
 
-    def _parts(self, text: str, topic: str | None) -> list[str]:
-        text = re.sub(r"\s+", " ", text.strip())
-        for value in self._values.get(topic, ()):  # a slot's value says nothing about the goal
-            text = re.sub(re.escape(value), " ", text, flags=re.IGNORECASE)
-        parts = dict.fromkeys([text, *_SENTENCE.split(text)])
-        return [p for p in parts if len(p) > 3] or [text]
+    def _scores(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the similarity of every text with every phrasing, shape (texts, phrasings)."""
+        parts = [_parts(plain(t)) for t in texts]
+        starts = np.cumsum([0, *map(len, parts)])[:-1]
+        vectors = self._vectorizer.transform([p for group in parts for p in group])
+        cosine = np.maximum.reduceat((vectors @ self._cosine).toarray(), starts)
+        whole = vectors[starts]
+        whole.data[:] = 1.0
+        return (1 - _MASS) * cosine + _MASS * (whole @ self._mass).toarray()
+
+    def _named(self, text: str) -> np.ndarray:
+        """Return per topic whether the text names its slot values: 1 for one no other topic has."""
+        words, out = _WORD.findall(plain(text)), np.zeros(len(self._topics), np.float32)
+        for n in self._lengths:
+            for i in range(len(words) - n + 1):
+                topics = list(self._values.get(tuple(words[i : i + n]), ()))
+                out[topics] = np.maximum(out[topics], 1 / max(len(topics), 1))
+        return out
+
+
+def _parts(text: str) -> list[str]:
+    """Return the text and its runs of one to three sentences."""
+    sentences = [s for s in _SENTENCE.split(text) if s]
+    runs = [
+        " ".join(sentences[i : i + n]) for n in (1, 2, 3) for i in range(len(sentences) - n + 1)
+    ]
+    return list(dict.fromkeys([text, *runs]))
 
 
 @lru_cache(maxsize=1)
@@ -101,30 +164,44 @@ def goal_finder() -> GoalFinder:
     return GoalFinder()
 
 
-@lru_cache(maxsize=1)
-def _slot_values() -> dict[str, list[tuple[str, str, re.Pattern]]]:
-    out = {}
-    for key, topic in tables()["topics"].items():
-        pairs = [(name, v) for name, values in topic["slots"].items() for v in values]
-        pairs.sort(key=lambda p: -len(p[1]))
-        out[key] = [(n, v, re.compile(rf"(?<!\w){re.escape(v)}(?!\w)", re.IGNORECASE)) for n, v in pairs]
-    return out
+@lru_cache(maxsize=128)
+def _slot_words(topic: str) -> list[tuple[str, str, list[str]]]:
+    pairs = [
+        (name, v) for name, values in tables()["topics"][topic]["slots"].items() for v in values
+    ]
+    return [(n, v, _WORD.findall(plain(v))) for n, v in sorted(pairs, key=lambda p: -len(p[1]))]
 
 
 def read_slots(texts: Sequence[str], topic: str, default: Random) -> dict[str, str]:
-    """Return the topic's slots as the user's turns name them; what they do not name is drawn."""
-    slots = {name: default.choice(values) for name, values in tables()["topics"][topic]["slots"].items()}
-    text, named = "\n".join(texts), set()
-    for name, value, pattern in _slot_values()[topic]:
-        if name not in named and pattern.search(text):
-            slots[name] = value
-            named.add(name)
+    """Return the topic's slots as the turns name them, one slip a word; the rest is drawn."""
+    slots = {
+        name: default.choice(values) for name, values in tables()["topics"][topic]["slots"].items()
+    }
+    words, named = _WORD.findall(plain(" ".join(texts))), set()
+    for same in (str.__eq__, _alike):
+        for name, value, wanted in _slot_words(topic):
+            spans = range(len(words) - len(wanted) + 1)
+            if name not in named and any(all(map(same, words[i:], wanted)) for i in spans):
+                slots[name] = value
+                named.add(name)
     return slots
+
+
+def _alike(word: str, wanted: str) -> bool:
+    """Tell whether a word is the wanted one, but for letters exchanged, dropped or doubled once."""
+    if word == wanted or min(len(word), len(wanted)) < 4 or word[0] != wanted[0]:
+        return word == wanted
+    if len(word) == len(wanted):
+        return sorted(word) == sorted(wanted)
+    long, short = sorted((word, wanted), key=len, reverse=True)
+    return len(long) == len(short) + 1 and any(
+        long[:i] + long[i + 1 :] == short for i in range(1, len(long))
+    )
 
 
 @dataclass(frozen=True)
 class ScriptedAssistant:
-    """Helps with probability ``helpfulness`` at each request; otherwise it is vague, off the point, unwilling or rude."""
+    """Helps with probability ``helpfulness`` at each request; else is vague, wrong or unkind."""
 
     helpfulness: float
     name: str = ""
@@ -134,7 +211,7 @@ class ScriptedAssistant:
             raise UspError(f"helpfulness must lie between 0 and 1, not {self.helpfulness}")
 
     def reply(self, batch: Sequence[Sequence[Message]], seeds: Sequence[int]) -> list[Utterance]:
-        """Answer the last user turn of each dialogue; the same dialogue and seed always get the same reply."""
+        """Answer the last user turn of each dialogue; same dialogue and seed, same reply."""
         user_turns = [[m["content"] for m in messages if m["role"] == "user"] for messages in batch]
         before = [_last_meta(messages) for messages in batch]
         known = [meta.get("topic") for meta in before]
@@ -142,13 +219,20 @@ class ScriptedAssistant:
         out = []
         for turns, meta, intent, seed in zip(user_turns, before, asked, seeds, strict=True):
             rng = Random(f"assistant/{seed}/{len(turns)}")
-            if is_closing(turns[-1]) and (intent is None or intent.score < 2 * _FOUND):
+            closing = (
+                len(turns) > 1
+                and is_closing(turns[-1])
+                and (intent is None or intent.score < _SURE)
+            )
+            if intent is None and meta.get("kind") in FAILURES and meta["goal"]:
+                intent = Intent(
+                    meta["topic"], meta["goal"]
+                )  # not helped last time: still the same request
+            if closing or (intent is None and len(turns) > 1):
                 out.append(self.welcome(meta, rng))
                 continue
-            if intent is None and meta.get("goal") and meta["kind"] not in ("answer", "follow", "welcome"):
-                intent = Intent(meta["topic"], meta["goal"])  # not helped last time: still the same request
             if intent is None:
-                out.append(self.welcome(meta, rng))
+                out.append(self.at_a_loss(rng))
                 continue
             slots = read_slots(turns, intent.topic, Random(f"slots/{seed}"))
             out.append(self.respond(intent, slots, meta, rng))
@@ -158,10 +242,21 @@ class ScriptedAssistant:
         """Answer a turn that asks nothing: thanks and goodbyes."""
         kind = "parting" if meta.get("kind") in FAILURES else "welcome"
         text = rng.choice(tables()["reactions"]["assistant"][kind]["text"])
-        return Utterance(text, {"kind": "welcome", "topic": meta.get("topic"), "goal": None, "met": []})
+        return Utterance(
+            text, {"kind": "welcome", "topic": meta.get("topic"), "goal": None, "met": []}
+        )
 
-    def respond(self, intent: Intent, slots: dict[str, str], before: dict, rng: Random) -> Utterance:
-        """Help or fail. ``before`` is the meta of this assistant's previous reply ({} at the opening)."""
+    def at_a_loss(self, rng: Random) -> Utterance:
+        """Answer an opening that asks for nothing in the tables."""
+        text = rng.choice(tables()["reactions"]["assistant"]["vague"]["text"])
+        return Utterance(
+            text, {"kind": "vague", "topic": None, "goal": None, "met": [], "text": text}
+        )
+
+    def respond(
+        self, intent: Intent, slots: dict[str, str], before: dict, rng: Random
+    ) -> Utterance:
+        """Help or fail. ``before``: the meta of the assistant's previous reply, {} at the opening."""
         say = tables()["reactions"]["assistant"]
         goal = goal_of(intent.topic, intent.goal)
         failed_before = before.get("kind") in FAILURES
@@ -170,31 +265,60 @@ class ScriptedAssistant:
         if intent.answer is not None:
             answer = goal["answer"][intent.answer]
             filled = {**slots, **_answer_slots(answer, before, intent, rng)}
-            text, kind, met, i = fill(answer["follow"]["reply"], filled), "follow", [], intent.answer
+            text, kind, met, i = (
+                fill(answer["follow"]["reply"], filled),
+                "follow",
+                [],
+                intent.answer,
+            )
         else:
             i = rng.randrange(len(goal["answer"]))
             answer = goal["answer"][i]
             filled = {**slots, **_answer_slots(answer, {}, intent, rng)}
-            text, kind, met = fill(answer["reply"], filled), "answer", [goal["key"], *filter(None, [answer.get("also")])]
+            text, kind, met = (
+                fill(answer["reply"], filled),
+                "answer",
+                [goal["key"], *filter(None, [answer.get("also")])],
+            )
             if failed_before and rng.random() < 0.5:
                 text = f"{rng.choice(say['sorry']['text'])} {text}"
             elif rng.random() < 0.25:
                 text = f"{rng.choice(say['lead']['text'])} {text}"
             if rng.random() < 0.12:
                 text = f"{text} {rng.choice(say['check_back']['text'])}"
-        meta = {"kind": kind, "topic": intent.topic, "goal": goal["key"], "answer": i, "slots": filled, "met": met}
+        meta = {
+            "kind": kind,
+            "topic": intent.topic,
+            "goal": goal["key"],
+            "answer": i,
+            "slots": filled,
+            "met": met,
+        }
         return Utterance(text, meta)
 
-    def _fail(self, intent: Intent, goal: dict, slots: dict[str, str], before: dict, rng: Random) -> Utterance:
+    def _fail(
+        self, intent: Intent, goal: dict, slots: dict[str, str], before: dict, rng: Random
+    ) -> Utterance:
         kind, met = rng.choices(list(FAILURES), list(FAILURES.values()))[0], []
         if kind == "wrong":  # the answer to another goal, which is thereby met in passing
-            other = rng.choice([g for g in tables()["topics"][intent.topic]["goal"] if g["key"] != goal["key"]])
+            other = rng.choice(
+                [g for g in tables()["topics"][intent.topic]["goal"] if g["key"] != goal["key"]]
+            )
             answer, met = rng.choice(other["answer"]), [other["key"]]
             text = fill(answer["reply"], {**slots, **_answer_slots(answer, {}, intent, rng)})
         else:
-            texts = goal["vague"] if kind == "vague" and rng.random() < 0.6 else tables()["reactions"]["assistant"][kind]["text"]
-            text = rng.choice([t for t in (fill(t, slots) for t in texts) if t != before.get("text")])
-        return Utterance(text, {"kind": kind, "topic": intent.topic, "goal": goal["key"], "met": met, "text": text})
+            texts = (
+                goal["vague"]
+                if kind == "vague" and rng.random() < 0.6
+                else tables()["reactions"]["assistant"][kind]["text"]
+            )
+            text = rng.choice(
+                [t for t in (fill(t, slots) for t in texts) if t != before.get("text")]
+            )
+        return Utterance(
+            text,
+            {"kind": kind, "topic": intent.topic, "goal": goal["key"], "met": met, "text": text},
+        )
 
 
 def scripted(name: str) -> ScriptedAssistant:
@@ -206,7 +330,11 @@ def scripted(name: str) -> ScriptedAssistant:
 
 def _answer_slots(answer: dict, before: dict, intent: Intent, rng: Random) -> dict[str, str]:
     """Values for an answer's own slots; a follow-up keeps those that the answer before it named."""
-    if before.get("answer") == intent.answer and before.get("goal") == intent.goal and intent.answer is not None:
+    if (
+        before.get("answer") == intent.answer
+        and before.get("goal") == intent.goal
+        and intent.answer is not None
+    ):
         return {k: before["slots"][k] for k in answer["slots"]}
     return {k: rng.choice(values) for k, values in answer["slots"].items()}
 

@@ -7,6 +7,7 @@ import pandas as pd
 
 from usp_lab import stats
 from usp_lab.assistants import goal_finder
+from usp_lab.chat import is_closing
 from usp_lab.data import Dialogue
 from usp_lab.simulate import Simulated
 from usp_lab.surface import HABITS, measure_style
@@ -137,3 +138,31 @@ def still_there(simulated: Sequence[Simulated], targets: Sequence[Dialogue], arm
         e = stats.mean([float(k >= turn) for k in n], users, "user")
         rows.append({"assistant": assistant, "arm": arm, "turn": turn, "share_left": e.value, "low": e.low, "high": e.high, "n": e.n})
     return pd.DataFrame(rows)
+
+
+def reader_accuracy(dialogues: Sequence[Dialogue], seed: int = 0) -> dict[str, stats.Estimate]:
+    """Check the readers of goals and of leave-taking on true turns, whose acts are known.
+
+    Returns:
+        ``goal_reader_recall``: asking turns whose goal is read right; ``goal_reader_precision``: turns read as asking that ask for just that;
+        ``closing_reader_recall`` and ``closing_reader_precision`` likewise for goodbyes after the opening.
+    """
+    asked, read, right, bye, said_bye, both, users, later = [], [], [], [], [], [], [], []
+    for d, raised in zip(dialogues, goals_raised(dialogues), strict=True):
+        for k, (turn, found, text) in enumerate(zip(d.truth["turns"], raised, d.user_turns, strict=True)):
+            true = f"{d.truth['topic']}/{turn['goal']}" if turn["goal"] else None
+            asked.append(float(true is not None))
+            read.append(float(found is not None))
+            right.append(float(true is not None and found == true))
+            users.append(d.user_id)
+            if k:
+                bye.append(float(true is None))
+                said_bye.append(float(is_closing(text)))
+                both.append(float(true is None and is_closing(text)))
+                later.append(d.user_id)
+    return {
+        "goal_reader_recall": stats.ratio(right, asked, users, "user", seed),
+        "goal_reader_precision": stats.ratio(right, read, users, "user", seed),
+        "closing_reader_recall": stats.ratio(both, bye, later, "user", seed),
+        "closing_reader_precision": stats.ratio(both, said_bye, later, "user", seed),
+    }

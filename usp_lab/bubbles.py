@@ -18,12 +18,13 @@ from usp_lab.metrics import copied_phrases
 
 _USER, _ASSISTANT = "rgba(0,114,178,.2)", "rgba(128,128,128,.2)"  # Okabe & Ito's blue, grey
 _MARK = "background:rgba(230,159,0,.45);color:inherit;border-bottom:2px solid rgba(230,159,0,.9)"
-_TEXT = "white-space:pre-wrap;overflow-wrap:anywhere;text-align:left"
+_TEXT = "white-space:pre-wrap;overflow-wrap:anywhere;text-align:start"
 _SMALL = f"font-size:.85em;opacity:.75;margin:.2em 0;{_TEXT}"
 _BOX = "border:1px dashed rgba(128,128,128,.6);border-radius:.5em;padding:.4em .7em;margin:.4em 0"
 # MathJax (JupyterLab's, nbconvert's) leaves elements of these classes alone: "$5 or $6" is no formula.
 _ROOT = 'class="mathjax_ignore tex2jax_ignore" style="color:inherit;line-height:1.35;{}"'
-_CONTROL = {i: "\ufffd" for i in (*range(32), *range(127, 160)) if chr(i) not in "\n\t"}
+# C0 and C1 but for line feed and tab, and the two that turn the direction of what follows.
+_CONTROL = {i: "\ufffd" for i in (*range(32), *range(127, 160), 0x202D, 0x202E) if i not in (9, 10)}
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def as_text(
     """
     lines = [_clean(title)] if title else []
     for message in messages:
-        text = f"{message['role']}: {_clean(message['content'])}"
+        text = f"{message['role']}: {_clean(message['content']) or '(empty)'}"
         for i, line in enumerate(text.split("\n")):
             indent = {"initial_indent": "  " if i else "", "subsequent_indent": "  "}
             lines += textwrap.wrap(line, width, **indent) or [""]
@@ -107,8 +108,9 @@ def as_text(
 
 def _bubble(message: Message, note: str, profile: str | None, highlight: bool | Sequence) -> str:
     role, text = message["role"], _clean(message["content"])
+    below = f'<div style="{_SMALL}">{_escape(note)}</div>' if note else ""
     if role == "system":
-        return _boxed("system", text)
+        return _boxed("system", text) + below
     user = role == "user"
     shown = _marked(text, _spans(text, profile, highlight) if user else []) or "(empty)"
     side = "margin-left:auto" if user else "margin-right:auto"
@@ -116,7 +118,6 @@ def _bubble(message: Message, note: str, profile: str | None, highlight: bool | 
     bubble = (
         f"background:{_USER if user else _ASSISTANT};border-radius:1em;{corner};padding:.4em .8em"
     )
-    below = f'<div style="{_SMALL}">{_escape(note)}</div>' if note else ""
     return (
         f'<div style="width:fit-content;max-width:82%;margin-top:.5em;{side}">'
         f'<div title="{_escape(role)}" dir="auto" style="color:inherit;{bubble};{_TEXT}">{shown}</div>'

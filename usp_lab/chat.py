@@ -36,13 +36,13 @@ class Utterance(str):
 
 
 _CLOSING = re.compile(
-    r"\b(th(?=\w*k)[ank]{2,5}s?|thx|ta|cheers|bye|goodbye|(good|gd) (day|night)|never ?mind|nvm|"
+    r"\b(th(?=\w*k)[ank]{2,5}s?|thx|ta|cheers|bye|goodbye|(good|gd) day|(?<!a )(good|gd) night|never ?mind|nvm|"
     r"that'?s (all|everything|it|me)(?! i'?( ?a?m\b|ve\b| (want|ask|need|mean)\b|ll\b))|"
     r"that (is|will be) (all|everything)|all (set|sorted|good|done)|me (sorted|done)|done here|"
     r"much obliged|most grateful|i bid you|take care|see you|forget (it|i asked)|(don'?t|do not) bother|"
     r"leave it( there| at that)?(?=\W*$)|(had|'?d) better (leave|turn|end|get going)|call it a day|waste of time|"
     r"(i|have to) give up|come back (for|to) the rest|on another (day|occasion)|no (use|luck)|nothing else|"
-    r"(i'?ll|i will|i shall|i must) (leave|look it up|figure|stop here|find it|call someone|go and search|"
+    r"(i'?ll|i will|i shall|i must) (leave|look it up|figure|stop here|find it|call someone|go (and|n) search|"
     r"ask (some\w*|a friend|my|else\w*)|try (some\w*|else\w*)|make other|trouble|return|take|consult|telephone)|"
     r"i'?m (off|out|done)|will have to (do|wait|suffice)|called away|time presses|"
     r"enough for (now|today)|(got to|gotta|must|have to|need to) (go|run|dash|leave it))\b",
@@ -95,18 +95,22 @@ def chat_template(speaker: str = "user", training: bool = False) -> str:
     """Return the Llama-3 chat template in which the generation prompt opens a ``speaker`` header.
 
     Args:
-        speaker: "user" for a simulator (USP's published template), "assistant" for an assistant.
+        speaker: "user" for a simulator (USP's published template), "assistant" for an assistant, "both"
+            for a base model that learns both sides (its prompt opens a user header).
         training: mark the speaker's content and its ``<|eot_id|>`` with ``{% generation %}``,
             on which TRL's ``assistant_only_loss`` trains. Both forms render to the same text.
     """
-    if speaker not in ("user", "assistant"):
-        raise UspError(f"speaker must be 'user' or 'assistant', not {speaker!r}")
+    if speaker not in ("user", "assistant", "both"):
+        raise UspError(f"speaker must be 'user', 'assistant' or 'both', not {speaker!r}")
     turn = "{{ message['content'] | trim + '<|eot_id|>' }}"
     if training:
         marked = "{% generation %}" + turn + "{% endgeneration %}"
         whose = "{% if message['role'] == '" + speaker + "' %}"
+        if speaker == "both":
+            whose = "{% if message['role'] != 'system' %}"
         turn = whose + marked + "{% else %}" + turn + "{% endif %}"
-    opened = "{{ '<|start_header_id|>" + speaker + "<|end_header_id|>\\n\\n' }}"
+    opens = "assistant" if speaker == "assistant" else "user"
+    opened = "{{ '<|start_header_id|>" + opens + "<|end_header_id|>\\n\\n' }}"
     return (
         "{{ bos_token }}{% for message in messages %}{{ " + _HEADER + " }}" + turn + "{% endfor %}"
         "{% if add_generation_prompt %}" + opened + "{% endif %}"

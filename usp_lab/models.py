@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import resources
 from pathlib import Path
 
 import huggingface_hub
@@ -18,7 +19,6 @@ import numpy as np
 import torch
 from jinja2 import TemplateError
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
@@ -43,6 +43,16 @@ SIZES = {
 }
 
 
+LLAMA3_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+# Names of the small models that come with the package -> their folders under usp_lab/embedded/.
+EMBEDDED = {"embedded-base": "base"}
+
+
 @dataclass(frozen=True)
 class Device:
     """Where and in what a model computes, and why."""
@@ -60,7 +70,8 @@ def pick_device() -> Device:
     if torch.cuda.is_available():
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
         return Device("cuda", dtype, f"CUDA device {torch.cuda.get_device_name()}")
-    why = f"no CUDA device; {torch.get_num_threads()} CPU threads, fp32 so that batches change no turn"
+    threads = torch.get_num_threads()
+    why = f"no CUDA device; {threads} CPU threads, fp32 so that batches change no turn"
     return Device("cpu", torch.float32, why)
 
 
@@ -75,9 +86,9 @@ def load_tokenizer(path: str | Path, speaker: str | None = "user") -> PreTrained
     Raises:
         UspError: nothing there, unreadable, no chat template or one for the other role.
     """
-    where = _where(path, "tokenizer")
+    source = _source(path, "tokenizer")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **where)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as e:  # damaged files raise bare exceptions
         raise UspError(_not_loaded(path, "tokenizer", e)) from e
     if speaker is not None:
@@ -104,33 +115,30 @@ def load_causal_lm(
         UspError: nothing there, pickles only and not asked for by name, damaged or incomplete
             weights, an architecture that is unknown or needs its own code.
     """
-    device, folder = device or pick_device(), Path(path)
-    where = _where(path, "model")
+    device, source = device or pick_device(), _source(path, "model")
+    folder = Path(source)
     pickles = sorted(p.name for kind in ("bin", "pt", "pth") for p in folder.glob(f"*.{kind}"))
-    if folder.is_dir() and weights is not None and weights not in pickles:
-        found = ", ".join(pickles) or "none"
+    named = [p for p in pickles if p.startswith("pytorch_model")]
+    if weights is not None and folder.is_dir() and weights not in named:
         raise UspError(
-            f"{path} has no pickled weights {weights!r} (there: {found}); name one, or none"
+            f"{path} has no pickled weights {weights!r} (there: {', '.join(named) or 'none'}); name "
+            "one of these, or none to load safetensors"
         )
     if weights is None and pickles and not any(folder.glob("*.safetensors")):
+        consent = f", or ask for the file if you trust it: weights={named[0]!r}" if named else ""
         raise UspError(
             f"{path} holds pickled weights only ({', '.join(pickles)}), which can run code when "
-            "loaded; convert them to safetensors, or ask for the file by name if you trust it: "
-            f"weights={pickles[0]!r}"
+            f"loaded; convert them to safetensors{consent}"
         )
-    options = {"dtype": device.dtype, "trust_remote_code": False, "output_loading_info": True}
     try:
         with quiet_bars(_size(folder) < 2**30):
-            if weights is None or weights.startswith("pytorch_model"):
-                model, info = AutoModelForCausalLM.from_pretrained(
-                    path, use_safetensors=weights is None, **options, **where
-                )
-            else:
-                state = torch.load(folder / weights, map_location="cpu", weights_only=True)
-                config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-                model, info = AutoModelForCausalLM.from_pretrained(
-                    None, config=config, state_dict=state, **options
-                )
+            model, info = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=device.dtype,
+                trust_remote_code=False,
+                use_safetensors=weights is None,
+                output_loading_info=True,
+            )
     except (
         Exception
     ) as e:  # safetensors, OS, hub, config and unpickling errors all mean: not loaded
@@ -145,7 +153,7 @@ def load_causal_lm(
 
 
 def weights_fingerprint(model: PreTrainedModel) -> str:
-    """Return 12 hex digits that tell trainings of a model apart: 64 spread values of each tensor."""
+    """Return 12 hex digits that tell trainings of a model apart: 64 spread values a tensor."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         flat = tensor.detach().flatten()
@@ -174,23 +182,28 @@ def _size(folder: Path) -> float:
     return sum(p.stat().st_size for p in folder.iterdir() if p.is_file())
 
 
-def _where(path: str | Path, what: str) -> dict[str, bool]:
-    """Return how to look for `path`: as it is, or without a connection in the hub's cache alone.
+def _source(path: str | Path, what: str) -> str:
+    """Return where to load from: an embedded model, a folder, a hub id, or (hub out of reach) its folder in the cache.
 
     transformers itself asks an unreachable hub again and again for most of a minute.
     """
     name = str(path)
+    if name in EMBEDDED:
+        return str(resources.files("usp_lab") / "embedded" / EMBEDDED[name])
     if Path(path).exists():
-        return {}
+        return name
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise UspError(f"{what} {path}: no such folder; give one, or a hub id (owner/name)")
     try:
         huggingface_hub.model_info(name, timeout=10)
+        return name
     except huggingface_hub.errors.HfHubHTTPError as e:  # it answers: unknown, gated, ...
         raise UspError(_not_loaded(path, what, e)) from e
-    except Exception:  # no connection, or told to stay offline
-        return {"local_files_only": True}
-    return {}
+    except Exception as unreachable:  # no connection, or told to stay offline
+        try:
+            return huggingface_hub.snapshot_download(name, local_files_only=True)
+        except Exception:  # not in the cache either
+            raise UspError(_not_loaded(path, what, unreachable)) from unreachable
 
 
 def _not_loaded(path: str | Path, what: str, error: Exception) -> str:
@@ -215,10 +228,14 @@ def new_tokenizer(
     extra_tokens: Sequence[str] = (),
 ) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer with Llama-3's special tokens and USP's chat template."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # Llama-3's own split: with GPT-2's, "\n\n" at the end of a generation prompt is one token, and two before a word.
+    split = pre_tokenizers.Split(Regex(LLAMA3_WORDS), "isolated")
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

@@ -145,6 +145,25 @@ class Run:
             "unit": e.unit,
         }
 
+    def record(self, table: "pd.DataFrame") -> "pd.DataFrame":
+        """Put every row of a tidy table (metric, arm, value, low, high, n, unit) into metrics.json; return the table."""
+        for entry in table.to_dict("records"):
+            numbers = {k: float(entry[k]) for k in ("value", "low", "high")}
+            made = {**numbers, "n": int(entry["n"]), "unit": str(entry["unit"])}
+            self._metrics.setdefault(entry["metric"], {})[entry["arm"]] = made
+        return table
+
+    @property
+    def metrics(self) -> dict[str, dict[str, dict]]:
+        """What `metric` was given so far, in the form of metrics.json."""
+        return self._metrics
+
+    def metrics_table(self) -> "pd.DataFrame":
+        """Return the metrics so far as a table of metric, arm, value, low, high, n, unit."""
+        import pandas as pd
+
+        return pd.DataFrame(_rows(self._metrics), columns=METRIC_COLUMNS)
+
     def table(self, name: str, data: "pd.DataFrame") -> Path:
         """Save a table as <name>.parquet and return its path."""
         path = self.dir / f"{name}.parquet"
@@ -207,10 +226,13 @@ class Run:
         }
         return figure
 
+    def gallery_folder(self) -> Path:
+        """Return where the canonical figures of this run go: figures/ for the plain preset `tiny`, else a folder of the run's own."""
+        plain = self.preset == "tiny" and self.dir.parent == self.root / "runs" / "tiny"
+        return self.root / "figures" if plain else self.dir / "canonical"
+
     def finish(self) -> "pd.DataFrame":
         """Write metrics.json and mark the run as complete; return the metrics as a table."""
-        import pandas as pd
-
         write_json(self.dir / "metrics.json", self._metrics)
         lists = {"inputs": self._inputs, "tables": self._tables, "figures": self._figures}
         write_json(
@@ -222,7 +244,7 @@ class Run:
                 **{k: list(v.values()) for k, v in lists.items()},
             },
         )
-        return pd.DataFrame(_rows(self._metrics), columns=METRIC_COLUMNS)
+        return self.metrics_table()
 
 
 def start(notebook: str, namespace: Mapping[str, object]) -> Run:

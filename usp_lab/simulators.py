@@ -110,8 +110,8 @@ class ChatModel:
                 isinstance(m, dict) and m.keys() >= {"role", "content"} for m in messages
             ):
                 raise UspError(
-                    f"dialogue {i} is {str(messages)[:60]!r}; give a list of dialogues, each a list "
-                    "of messages with role and content"
+                    f"dialogue {i} is {str(messages)[:60]!r}; give a list of dialogues, each a "
+                    "list of messages with role and content"
                 )
             if messages and messages[-1]["role"] == self.speaker:
                 raise UspError(

@@ -1,8 +1,9 @@
-"""One person of the known-truth population, speaking: reacts to what the assistant did, asks, lets attributes slip, leaves.
+"""One person of the known-truth population, speaking: asks, reacts, lets attributes slip, leaves.
 
-The generative model of a dialogue, given z and a task (topic, ordered goals): turn by turn the user takes up, doubts or pushes back on
-the last reply, asks for the next unmet goal in one of many phrasings, adds asides that show attributes without naming them, and leaves
-with a hazard that depends on patience, goals met and annoyance. `surface.render` types it in the user's manner.
+The generative model of a dialogue, given z and a task (topic, ordered goals): turn by turn the user
+takes up, doubts or pushes back on the last reply, asks for the next unmet goal in one of many
+phrasings, adds asides that show attributes without naming them, and leaves with a hazard that
+depends on patience, goals met and annoyance. `surface.render` types it in the user's manner.
 """
 
 import re
@@ -20,12 +21,23 @@ from usp_lab.users import FACTS, TRAITS, tables
 
 MAX_TURNS = 12
 _REGISTERS = ("blunt", "plain", "roundabout")
-_OPENING_ASIDES = {"terse": (0.75, 0.25, 0.0), "medium": (0.3, 0.6, 0.1), "wordy": (0.0, 0.45, 0.55)}  # 0, 1, 2
+_OPENING_ASIDES = {
+    "terse": (0.75, 0.25, 0.0),
+    "medium": (0.3, 0.6, 0.1),
+    "wordy": (0.0, 0.45, 0.55),
+}  # 0, 1, 2
 _LATER_ASIDE = {"terse": 0.12, "medium": 0.4, "wordy": 0.85}  # one aside in a later turn
 _LEAD_IN = {"terse": 0.05, "medium": 0.25, "wordy": 0.45}  # "Another question for you."
-_TAKE_UP = {"terse": 0.35, "medium": 0.8, "wordy": 0.95}  # a word on a helpful reply before going on
+_TAKE_UP = {
+    "terse": 0.35,
+    "medium": 0.8,
+    "wordy": 0.95,
+}  # a word on a helpful reply before going on
 _TONE = {"terse": 0.15, "medium": 0.4, "wordy": 0.6}  # courtesies around the first request
-_TOPICAL, _OWN_TRAIT = 12.0, 0.8  # weight of an aside on the topic itself and of a trait, against a fact's 1
+_TOPICAL, _OWN_TRAIT = (
+    12.0,
+    0.8,
+)  # weight of an aside on the topic itself and of a trait, against a fact's 1
 _LOOSE = {"gender": 0.4, "place": 0.7}  # facts whose asides seldom have to do with the matter
 _BASE_HAZARD = {"short": 0.05, "medium": 0.025, "long": 0.01}
 _ANNOYED_HAZARD = {"short": 0.35, "medium": 0.18, "long": 0.08}  # per request left unhelped
@@ -35,7 +47,7 @@ _SAYS_THANKS = re.compile(r"thank|cheers", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Task:
-    """What a user wants in one dialogue: topic, goals in order, slot values, and which phrasings may be used."""
+    """What a user wants in one dialogue: topic, goals in order, slots, which phrasings to use."""
 
     kind: str
     z: dict[str, str]
@@ -45,21 +57,23 @@ class Task:
     sealed: bool = False  # sealed phrasings (never trained on) instead of the open ones
 
     def phrases(self, texts: Sequence[str], share: float = 0.0) -> Sequence[str]:
-        """Return the open or the sealed part of a list of phrasings; ``share`` is what is sealed, at least one."""
+        """Return the open or the sealed part of a list; ``share`` is sealed, at least one."""
         cut = len(texts) - max(1, round(len(texts) * share))
         return texts[cut:] if self.sealed else texts[:cut]
 
 
 class _Part(NamedTuple):
-    """A sentence or two of a turn: ``role`` is "ask", "aside", "take", "react", "tone" or "bye"."""
+    """A sentence or two of a turn; role: ask, aside, take, ack, react, tone, bye or sign."""
 
     role: str
     text: str
 
     @property
     def tag(self) -> str:
-        """Return what the filler tables call it: its role, or "question" where an ask or reaction is one."""
-        return "question" if self.role in ("ask", "react") and self.text.endswith("?") else self.role
+        """Return what the filler tables call it: its role, or "question" where it asks."""
+        return (
+            "question" if self.role in ("ask", "react") and self.text.endswith("?") else self.role
+        )
 
 
 @dataclass
@@ -82,7 +96,7 @@ class _State:
 
 
 class PopulationUser:
-    """The population's own user as a simulator: the arm ``twin`` when it is given another dialogue's task.
+    """The population's own user as a simulator: the arm ``twin`` if given another one's task.
 
     Speaks with scripted assistants only, whose ``meta`` says whether they helped.
     """
@@ -99,7 +113,9 @@ class PopulationUser:
             return 1.0
         if not state.left:
             return 0.9 if state.helped else 0.97
-        stay = (1 - _BASE_HAZARD[z["patience"]]) * (1 - _ANNOYED_HAZARD[z["patience"]]) ** state.annoyance
+        stay = (1 - _BASE_HAZARD[z["patience"]]) * (
+            1 - _ANNOYED_HAZARD[z["patience"]]
+        ) ** state.annoyance
         return 1 - stay * (0.9 if state.turns > 6 else 1.0)
 
     def next(self, messages: Sequence[Message], seed: str) -> Utterance | None:
@@ -130,12 +146,14 @@ class PopulationUser:
                 state.asked += [meta["goal"]] if meta["goal"] else []
             elif m["role"] == "assistant":
                 state.reply = meta
-                state.annoyance = max(0, state.annoyance - 1) if state.helped else state.annoyance + 1
+                state.annoyance = (
+                    max(0, state.annoyance - 1) if state.helped else state.annoyance + 1
+                )
                 state.met += meta["met"]
                 state.left = [g for g in state.left if g not in meta["met"]]
         return state
 
-    # --- what is said ---------------------------------------------------------------------------------------------
+    # --- what is said ---------------------------------------------------------------------------
 
     def _open(self, state: _State, meta: dict, rng: Random) -> Utterance:
         z, tone = self.task.z, tables()["requests"].get(self.task.z["politeness"], {})
@@ -152,8 +170,10 @@ class PopulationUser:
         if "end" in tone and rng.random() < _TONE[z["length"]]:
             parts.append(_Part("tone", rng.choice(self.task.phrases(tone["end"], 0.2))))
         elif z["signoff"] != "none" and rng.random() < 0.5:
-            parts.append(_Part("tone", self._word("signoff", rng)))
-        return self._say(parts, meta | {"goal": state.left[0], "acts": ["open"], "shows": shows}, state, rng)
+            parts.append(_Part("sign", self._word("signoff", rng)))
+        return self._say(
+            parts, meta | {"goal": state.left[0], "acts": ["open"], "shows": shows}, state, rng
+        )
 
     def _go_on(self, state: _State, meta: dict, rng: Random) -> Utterance:
         z, reply = self.task.z, state.reply
@@ -163,7 +183,11 @@ class PopulationUser:
             goal, answer = reply["goal"], _answer(reply)
             parts, acts = [_Part("ask", fill(answer["follow"]["ask"], reply["slots"]))], ["follow"]
         else:
-            parts, acts = self._take_up(reply, state, rng) if rng.random() < _TAKE_UP[z["length"]] else ([], [])
+            parts, acts = (
+                self._take_up(reply, state, rng)
+                if rng.random() < _TAKE_UP[z["length"]]
+                else ([], [])
+            )
             goal = self._next_goal(state, rng)
             if rng.random() < _LEAD_IN[z["length"]]:
                 parts.append(_Part("tone", self._react("next", state, rng)))
@@ -174,7 +198,7 @@ class PopulationUser:
         return self._say(parts, meta | {"goal": goal, "acts": acts, "shows": shows}, state, rng)
 
     def _push_back(self, state: _State, rng: Random) -> tuple[list[_Part], list[str], str]:
-        """React to a reply that did not help: insist, rephrase, or let a failed follow-up question be and go on."""
+        """React to a reply that did not help: insist, rephrase, or let a failed follow-up be."""
         goal = state.asked[-1]
         kind = {"wrong": "wrong", "rude": "rude_back"}.get(state.reply["kind"], "push")
         kind = "annoyed" if state.annoyance > 1 and rng.random() < 0.65 else kind
@@ -184,14 +208,21 @@ class PopulationUser:
             return [react, self._ask(goal, state, rng, later=True)], [kind, "ask"], goal
         if rng.random() < 0.5:
             insists = self._ask(goal, state, rng, registers=("push",))
-            alone = self.task.z["length"] == "terse" and rng.random() < 0.5
-            return [insists] if alone else [react, insists], [kind, "insist"], goal
-        return [react, self._ask(goal, state, rng, later=rng.random() < 0.3)], [kind, "rephrase"], goal
+            if self.task.z["length"] == "terse" and rng.random() < 0.5:
+                return [insists], ["push", "insist"], goal
+            return [react, insists], [kind, "insist"], goal
+        return (
+            [react, self._ask(goal, state, rng, later=rng.random() < 0.3)],
+            [kind, "rephrase"],
+            goal,
+        )
 
     def _curious(self, reply: dict, rng: Random) -> bool:
         """Tell whether the user asks a follow-up question on this very answer."""
         z = self.task.z
-        curious = {"low": 0.15, "mid": 0.25, "high": 0.4}[z["conscientiousness"]] * (0.6 if z["length"] == "terse" else 1)
+        curious = {"low": 0.15, "mid": 0.25, "high": 0.4}[z["conscientiousness"]] * (
+            0.6 if z["length"] == "terse" else 1
+        )
         return self._on_goal(reply) and rng.random() < curious
 
     def _on_goal(self, reply: dict) -> bool:
@@ -205,20 +236,33 @@ class PopulationUser:
 
     def _take_up(self, reply: dict, state: _State, rng: Random) -> tuple[list[_Part], list[str]]:
         if self._on_goal(reply) and rng.random() < 0.7:
-            doubt = rng.random() < {"low": 0.15, "mid": 0.2, "high": 0.3}[self.task.z["neuroticism"]]
+            doubt = (
+                rng.random() < {"low": 0.15, "mid": 0.2, "high": 0.3}[self.task.z["neuroticism"]]
+            )
             text = _answer(reply)["doubts"][0] if doubt else rng.choice(_answer(reply)["picks"])
             return [_Part("take", fill(text, reply["slots"]))], ["doubt" if doubt else "pick"]
-        return [_Part("take", self._react("ack", state, rng))], ["ack"]
+        return [_Part("ack", self._react("ack", state, rng))], ["ack"]
 
     def _next_goal(self, state: _State, rng: Random) -> str:
-        """Return the next goal on the user's mind, or once all are met something else of the topic."""
+        """Return the next goal on the user's mind, or another of the topic once all are met."""
         if state.left:
             return state.left[0]
-        others = [g["key"] for g in tables()["topics"][self.task.topic]["goal"] if g["key"] not in state.met]
+        others = [
+            g["key"]
+            for g in tables()["topics"][self.task.topic]["goal"]
+            if g["key"] not in state.met
+        ]
         return rng.choice(others or list(self.task.goals))
 
-    def _ask(self, key: str, state: _State, rng: Random, later: bool = False, registers: Sequence[str] = ()) -> _Part:
-        """Word a request; ``registers`` first, then the user's own, and whatever has not been said yet."""
+    def _ask(
+        self,
+        key: str,
+        state: _State,
+        rng: Random,
+        later: bool = False,
+        registers: Sequence[str] = (),
+    ) -> _Part:
+        """Word a request: ``registers`` first, then the user's own; what has not been said yet."""
         z, goal = self.task.z, goal_of(self.task.topic, key)
         own = z["directness"] if rng.random() < 0.85 else rng.choice(_REGISTERS)
         if own == "roundabout" and z["length"] == "terse":
@@ -237,26 +281,34 @@ class PopulationUser:
     def _of_length(self, texts: Sequence[str], rng: Random) -> str:
         """Draw a phrasing: the terse take the shorter of two, the wordy the longer."""
         two = rng.choices(texts, k=2)
-        return {"terse": min, "medium": lambda t, key: t[0], "wordy": max}[self.task.z["length"]](two, key=len)
+        return {"terse": min, "medium": lambda t, key: t[0], "wordy": max}[self.task.z["length"]](
+            two, key=len
+        )
 
     def _react(self, kind: str, state: _State, rng: Random) -> str:
-        texts = self.task.phrases(tables()["reactions"][kind][self.task.z["politeness"]]["text"], 0.2)
+        texts = self.task.phrases(
+            tables()["reactions"][kind][self.task.z["politeness"]]["text"], 0.2
+        )
         text = rng.choice([t for t in texts if t not in state.said] or texts)
         state.said.add(text)
         return text
 
     def _shows(self, state: _State, rng: Random, n: int) -> list[dict]:
-        """Draw up to n asides, each of which lets one attribute slip, on the topic where the tables can."""
+        """Draw up to n asides; each lets one attribute slip, on the topic where the tables can."""
         z, pool = self.task.z, {}
         for attribute, texts, weight in asides(self.task) if n else ():
             if attribute not in state.shown:
                 pool.setdefault(attribute, []).append((texts, weight))
         out: list[dict] = []
         while pool and len(out) < n:
-            attribute = rng.choices(list(pool), [max(w for _, w in options) for options in pool.values()])[0]
+            attribute = rng.choices(
+                list(pool), [max(w for _, w in options) for options in pool.values()]
+            )[0]
             options = pool.pop(attribute)
             texts = rng.choices([t for t, _ in options], [w for _, w in options])[0]
-            text = fill(rng.choice(self.task.phrases(texts, 0.2)), self.task.slots | {"place": z["place"]})
+            text = fill(
+                rng.choice(self.task.phrases(texts, 0.2)), self.task.slots | {"place": z["place"]}
+            )
             out.append({"attr": attribute, "value": z[attribute], "text": text})
         return out
 
@@ -269,10 +321,10 @@ class PopulationUser:
         if kind != "give_up" and z["signoff"] != "none" and rng.random() < 0.4:
             word = self._word("signoff", rng)
             if not (_SAYS_THANKS.search(word) and _SAYS_THANKS.search(parts[0].text)):
-                parts.append(_Part("tone", word))
+                parts.append(_Part("sign", word))
         return kind, parts
 
-    # --- habits of wording ----------------------------------------------------------------------------------------
+    # --- habits of wording ----------------------------------------------------------------------
 
     def _word(self, habit: str, rng: Random) -> str:
         word = rng.choice(tables()["manner"]["style"][habit][self.task.z[habit]]["words"])
@@ -284,17 +336,23 @@ class PopulationUser:
             meta = meta | {"filler": self._add_filler(parts, not state.turns, rng)}
         if not state.turns and z["opening"] != "none":
             word, text = self._word("opening", rng), parts[0].text
-            parts[0] = _Part(parts[0].role, f"{word} {text if word[-1] in '.!' else self._lower_first(text)}")
-        said = sorted(state.said)
-        return Utterance(render([p.text for p in parts], z, rng), meta | {"said": said})
+            parts[0] = _Part(
+                parts[0].role, f"{word} {text if word[-1] in '.!' else self._lower_first(text)}"
+            )
+        meta = meta | {"signoff": parts[-1].role == "sign", "said": sorted(state.said)}
+        return Utterance(render([p.text for p in parts], z, rng), meta)
 
     def _lower_first(self, text: str) -> str:
         return lower_first(text, [v for v in self.task.slots.values() if v[0].isupper()])
 
     def _add_filler(self, parts: list[_Part], opening: bool, rng: Random) -> bool:
-        """Put the user's filler word where it fits; return False where it fits nowhere in this turn."""
+        """Put the user's filler word where it fits; False where it fits nowhere in this turn."""
         words = tables()["manner"]["style"]["filler"][self.task.z["filler"]]
-        starts = [i for i, p in enumerate(parts) if p.tag in words["start_on"] and _fits(words, parts, i, opening)]
+        starts = [
+            i
+            for i, p in enumerate(parts)
+            if p.tag in words["start_on"] and _fits(words, parts, i, opening)
+        ]
         ends = [i for i, p in enumerate(parts) if p.tag in words["end_on"]]
         if not starts and not ends:
             return False
@@ -313,7 +371,7 @@ def _answer(reply: dict) -> dict:
 
 
 def _fits(words: dict, parts: Sequence[_Part], i: int, opening: bool) -> bool:
-    """Tell whether a filler may start part i: anywhere, only first in a later turn, or only after another remark."""
+    """Tell whether a filler may start part i: some open a turn, others follow a remark."""
     if parts[i].text.startswith("And "):
         return False
     if words.get("at") == "first":
@@ -333,27 +391,44 @@ def _texts(node) -> Iterator[str]:
 
 @lru_cache(maxsize=1)
 def names() -> frozenset[str]:
-    """Return the words that the tables mostly write with a capital inside a sentence: names, months, "I", "English"."""
+    """Return the words that the tables mostly capitalise inside sentences: names, months, "I"."""
     inside: Counter[str] = Counter()
     for text in _texts(tables()):
         inside.update(re.findall(r"(?<=[a-z,] )[A-Za-z][A-Za-z0-9']*", text))
-        inside.update(re.findall(r"^[A-Z][A-Za-z0-9']*(?=(?: [A-Z][a-z]+)*$)", text))  # a slot's value
-    return frozenset(w for w in inside if w[0].isupper() and inside[w] > inside[w.lower()]) | {"Mum", "Gran", "Grandma"}
+        inside.update(
+            re.findall(r"^[A-Z][A-Za-z0-9']*(?=(?: [A-Z][a-z]+)*$)", text)
+        )  # a slot's value
+    return frozenset(w for w in inside if w[0].isupper() and inside[w] > inside[w.lower()]) | {
+        "Mum",
+        "Gran",
+        "Grandma",
+    }
 
 
 def lower_first(text: str, values: Sequence[str] = ()) -> str:
-    """Return text with a small first letter, unless it begins with a name or one of the slot values."""
+    """Return text with a small first letter, unless it begins with a name or a slot's value."""
     first = re.match(r"[A-Za-z0-9']*", text)[0].split("'")[0]
-    keep = first in names() or first[1:2].isupper() or not first or any(text.startswith(v) for v in values)
+    keep = (
+        first in names()
+        or first[1:2].isupper()
+        or not first
+        or any(text.startswith(v) for v in values)
+    )
     return text if keep else text[0].lower() + text[1:]
 
 
 def asides(task: Task) -> list[tuple[str, list[str], float]]:
-    """Return (attribute, phrasings, weight) for all that this user could let slip: the topic's own asides weigh most."""
+    """Return (attribute, phrasings, weight) for all that could slip; the topic's own weigh most."""
     z, t = task.z, tables()
-    out = [(a["attr"], a["text"], _TOPICAL) for a in t["topics"][task.topic]["aside"] if z[a["attr"]] == a["value"]]
+    out = [
+        (a["attr"], a["text"], _TOPICAL)
+        for a in t["topics"][task.topic]["aside"]
+        if z[a["attr"]] == a["value"]
+    ]
     for f in FACTS:
-        texts = t["attributes"]["place"]["show"] if f == "place" else t["attributes"][f][z[f]]["show"]
+        texts = (
+            t["attributes"]["place"]["show"] if f == "place" else t["attributes"][f][z[f]]["show"]
+        )
         out.append((f, texts, _LOOSE.get(f, 1.0)))
     out += [(a, t["manner"]["trait"][a][z[a]]["show"], _OWN_TRAIT) for a in TRAITS if z[a] != "mid"]
     return out

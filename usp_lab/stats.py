@@ -1,22 +1,29 @@
-"""Intervals and tests. Items of one user are not independent, so what is resampled is the cluster (user, dialogue, ...), named in ``unit``.
+"""Intervals. Items of one user are not independent, so the cluster (user, dialogue, ...) is resampled.
 
-Intervals are 95 % BCa bootstrap intervals by `scipy.stats.bootstrap` (Efron 1987) over per-cluster sums.
+Means, ratios and differences get 95 % BCa bootstrap intervals (Efron, JASA 1987) over per-cluster sums;
+where BCa is undefined (all clusters alike, value outside all draws) and for AUC the percentiles are taken.
 """
 
 import math
-import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from scipy import stats as scipy_stats
+from scipy.special import ndtr, ndtri
+
+from usp_lab.errors import UspError
 
 RESAMPLES = 2000
+_TAILS = np.array([0.025, 0.975])
+_BLOCK = 4_000_000  # numbers held at once
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % interval: n items were scored, ``unit`` was resampled. Without two units the interval is NaN."""
+    """A value with its 95 % interval: n items were scored, ``unit`` was resampled.
+
+    Without two units the interval is NaN; without an item the value is NaN too.
+    """
 
     value: float
     low: float
@@ -29,54 +36,64 @@ class Estimate:
         return asdict(self)
 
 
-def _by_cluster(columns: Sequence[Sequence[float]], clusters: Sequence[Hashable] | None) -> list[np.ndarray]:
-    """Sum each column within clusters; without clusters each item is its own."""
-    columns = [np.asarray(c, dtype=float) for c in columns]
-    if clusters is None:
-        return columns
-    codes = {c: i for i, c in enumerate(dict.fromkeys(clusters))}
-    index = np.array([codes[c] for c in clusters])
-    return [np.bincount(index, weights=c, minlength=len(codes)) for c in columns]
-
-
-def _bootstrap(columns: list[np.ndarray], statistic: Callable, value: float, n: int, unit: str, seed: int) -> Estimate:
-    if len(columns[0]) < 2:
-        return Estimate(value, math.nan, math.nan, n, unit)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # BCa of a constant sample is undefined, which is handled below
-        result = scipy_stats.bootstrap(
-            columns, statistic, paired=True, vectorized=True, n_resamples=RESAMPLES, batch=200, method="BCa", rng=np.random.default_rng(seed)
-        )
-    low, high = map(float, result.confidence_interval)
-    if math.isnan(low) or math.isnan(high):
-        low, high = np.nanpercentile(result.bootstrap_distribution, [2.5, 97.5]).tolist()
-    return Estimate(value, low, high, n, unit)
-
-
 def ratio(
-    numerators: Sequence[float], denominators: Sequence[float], clusters: Sequence[Hashable] | None = None, unit: str = "dialogue", seed: int = 0,
+    numerators: Sequence[float],
+    denominators: Sequence[float],
+    clusters: Sequence[Hashable] | None = None,
+    unit: str = "dialogue",
+    seed: int = 0,
     transform: Callable = lambda x: x,
-) -> Estimate:  # fmt: skip
-    """Estimate transform(sum(numerators) / sum(denominators)); items with a NaN are left out and not counted in n.
+) -> Estimate:
+    """Estimate transform(sum(numerators) / sum(denominators)).
+
+    Args:
+        numerators, denominators: one of each an item; items with a NaN are left out, not counted in n.
+        clusters: what each item belongs to and is resampled with; each item for itself when None.
+        unit: how results call a cluster.
+        seed: of the resampling.
+        transform: monotonic, works on arrays.
+
+    Raises:
+        UspError: not as many of the one as of the other.
 
     >>> ratio([1, 0, 1, 0], [1, 1, 1, 1]).value
     0.5
     """
-    top, bottom = np.asarray(numerators, float), np.asarray(denominators, float)
-    keep = ~(np.isnan(top) | np.isnan(bottom))
-    if not keep.any():
-        return Estimate(math.nan, math.nan, math.nan, 0, unit)
-    kept = None if clusters is None else [c for c, k in zip(clusters, keep, strict=True) if k]
-    columns = _by_cluster([top[keep], bottom[keep]], kept)
-
-    def statistic(a, b, axis=-1):
-        return transform(a.sum(axis=axis) / b.sum(axis=axis))
-
-    return _bootstrap(columns, statistic, float(statistic(*columns)), int(keep.sum()), unit, seed)
+    columns = _aligned(numerators, denominators)
+    return _estimate(columns, lambda a, b: transform(a / b), clusters, unit, seed)
 
 
-def mean(values: Sequence[float], clusters: Sequence[Hashable] | None = None, unit: str = "dialogue", seed: int = 0) -> Estimate:
-    """Estimate the mean of items, resampling clusters.
+def ratio_difference(
+    first: Sequence[Sequence[float]],
+    second: Sequence[Sequence[float]],
+    clusters: Sequence[Hashable] | None = None,
+    unit: str = "dialogue",
+    seed: int = 0,
+    transform: Callable = lambda x: x,
+) -> Estimate:
+    """Estimate the difference of two `ratio`s over the same items, first minus second.
+
+    Args:
+        first, second: (numerators, denominators) each; an item with a NaN in any is left out.
+        clusters, unit, seed, transform: as in `ratio`.
+
+    >>> ratio_difference(([1, 1], [2, 2]), ([0, 1], [2, 2])).value
+    0.25
+    """
+
+    def difference(a, b, c, d):
+        return transform(a / b) - transform(c / d)
+
+    return _estimate(_aligned(*first, *second), difference, clusters, unit, seed)
+
+
+def mean(
+    values: Sequence[float],
+    clusters: Sequence[Hashable] | None = None,
+    unit: str = "dialogue",
+    seed: int = 0,
+) -> Estimate:
+    """Estimate the mean of items, resampling clusters; items that are NaN are left out.
 
     >>> mean([1.0, 2.0, 3.0]).value
     2.0
@@ -84,34 +101,29 @@ def mean(values: Sequence[float], clusters: Sequence[Hashable] | None = None, un
     return ratio(values, np.ones(len(values)), clusters, unit, seed)
 
 
-def paired(a: Sequence[float], b: Sequence[float], clusters: Sequence[Hashable] | None = None, unit: str = "dialogue", seed: int = 0) -> Estimate:
-    """Estimate the mean of a - b over the same items."""
-    return mean(np.asarray(a, float) - np.asarray(b, float), clusters, unit, seed)
+def paired(
+    a: Sequence[float],
+    b: Sequence[float],
+    clusters: Sequence[Hashable] | None = None,
+    unit: str = "dialogue",
+    seed: int = 0,
+) -> Estimate:
+    """Estimate the mean of a - b over the same items; an item that is NaN in either is left out.
 
-
-def ratio_difference(
-    a: tuple[Sequence[float], Sequence[float]], b: tuple[Sequence[float], Sequence[float]], clusters: Sequence[Hashable] | None = None, unit: str = "dialogue",
-    seed: int = 0, transform: Callable = lambda x: x,
-) -> Estimate:  # fmt: skip
-    """Estimate transform(ratio of a) - transform(ratio of b), both measured on the same items; each is (numerators, denominators).
-
-    >>> ratio_difference(([1, 1], [1, 1]), ([0, 1], [1, 1])).value
-    0.5
+    >>> paired([3.0, 5.0], [1.0, 1.0]).value
+    3.0
     """
-    columns = [np.asarray(c, float) for c in (*a, *b)]
-    keep = ~np.isnan(columns).any(axis=0)
-    if not keep.any():
-        return Estimate(math.nan, math.nan, math.nan, 0, unit)
-    kept = None if clusters is None else [c for c, k in zip(clusters, keep, strict=True) if k]
-    sums = _by_cluster([c[keep] for c in columns], kept)
-
-    def statistic(w, x, y, z, axis=-1):
-        return transform(w.sum(axis=axis) / x.sum(axis=axis)) - transform(y.sum(axis=axis) / z.sum(axis=axis))
-
-    return _bootstrap(sums, statistic, float(statistic(*sums)), int(keep.sum()), unit, seed)
+    a, b = _aligned(a, b)
+    return mean(a - b, clusters, unit, seed)
 
 
-def perplexity(nll: Sequence[float], tokens: Sequence[float], clusters: Sequence[Hashable] | None = None, unit: str = "user", seed: int = 0) -> Estimate:
+def perplexity(
+    nll: Sequence[float],
+    tokens: Sequence[float],
+    clusters: Sequence[Hashable] | None = None,
+    unit: str = "user",
+    seed: int = 0,
+) -> Estimate:
     """Estimate exp(sum nll / sum tokens) from per-item negative log-likelihoods in nats.
 
     >>> round(perplexity([math.log(8)], [3]).value, 6)
@@ -120,32 +132,123 @@ def perplexity(nll: Sequence[float], tokens: Sequence[float], clusters: Sequence
     return ratio(nll, tokens, clusters, unit, seed, np.exp)
 
 
-def auc(scores: Sequence[float], labels: Sequence[bool], clusters: Sequence[Hashable] | None = None, unit: str = "dialogue", seed: int = 0) -> Estimate:
-    """Estimate the area under the ROC curve (Mann-Whitney; ties count a half), resampling clusters within percentiles.
+def perplexity_difference(
+    first: Sequence[Sequence[float]],
+    second: Sequence[Sequence[float]],
+    clusters: Sequence[Hashable] | None = None,
+    unit: str = "user",
+    seed: int = 0,
+) -> Estimate:
+    """Estimate the difference of two perplexities of the same items, first minus second.
 
-    NaN where one class is missing.
+    Args:
+        first, second: one (negative log-likelihood, tokens) an item, as `scorers.turn_nll` gives them.
+        clusters, unit, seed: as in `ratio`.
+
+    >>> round(perplexity_difference([(math.log(8), 1)], [(math.log(2), 1)]).value, 6)
+    6.0
+    """
+    a, b = (np.asarray(x, float).reshape(-1, 2).T for x in (first, second))
+    return ratio_difference(a, b, clusters, unit, seed, np.exp)
+
+
+def auc(
+    scores: Sequence[float],
+    labels: Sequence[bool],
+    clusters: Sequence[Hashable] | None = None,
+    unit: str = "dialogue",
+    seed: int = 0,
+) -> Estimate:
+    """Estimate the area under the ROC curve: P(a true one scores higher than a false one), ties a half.
+
+    Items without a score (NaN) are left out. NaN where one class is missing.
 
     >>> auc([0.1, 0.4, 0.8], [False, True, True]).value
     1.0
     """
-    s, y = np.asarray(scores, float), np.asarray(labels, bool)
+    s, y = _aligned(scores, labels)
     keep = ~np.isnan(s)
-    s, y = s[keep], y[keep]
+    codes, s, y = _codes(clusters, keep), s[keep], y[keep] > 0
     if not y.any() or y.all():
-        return Estimate(math.nan, math.nan, math.nan, int(len(s)), unit)
-    names = [c for c, k in zip(clusters if clusters is not None else range(len(keep)), keep, strict=True) if k]
-    members: dict[Hashable, list[int]] = {}
-    for i, c in enumerate(names):
-        members.setdefault(c, []).append(i)
-    groups, rng, draws = [np.array(m) for m in members.values()], np.random.default_rng(seed), []
-    for _ in range(500):
-        rows = np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))])
-        if y[rows].any() and not y[rows].all():
-            draws.append(_auc(s[rows], y[rows]))
-    low, high = np.percentile(draws, [2.5, 97.5]).tolist() if len(draws) > 1 else (math.nan, math.nan)
-    return Estimate(_auc(s, y), low, high, int(len(s)), unit)
+        return Estimate(math.nan, math.nan, math.nan, len(s), unit)
+    value, size = _auc(s, y), codes.max() + 1
+    if size < 2:
+        return Estimate(value, math.nan, math.nan, len(s), unit)
+    rank = np.unique(s, return_inverse=True)[1]
+    drawn = [_weighted_auc(rank, y, w[codes]) for b in _weights(size, RESAMPLES, seed) for w in b]
+    return Estimate(value, *np.nanpercentile(drawn, 100 * _TAILS).tolist(), len(s), unit)
 
 
 def _auc(scores: np.ndarray, labels: np.ndarray) -> float:
-    ranks, n = scipy_stats.rankdata(scores), labels.sum()
-    return float((ranks[labels].sum() - n * (n + 1) / 2) / (n * (len(labels) - n)))
+    return _weighted_auc(np.unique(scores, return_inverse=True)[1], labels, np.ones(len(labels)))
+
+
+def _weighted_auc(rank: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
+    """AUC of items that count ``weights`` times; NaN where a class has no weight."""
+    size = rank.max() + 1
+    true = np.bincount(rank, weights=weights * labels, minlength=size)
+    false = np.bincount(rank, weights=weights * ~labels, minlength=size)
+    pairs = true.sum() * false.sum()
+    return float(true @ (false.cumsum() - false / 2) / pairs) if pairs else math.nan
+
+
+def _aligned(*columns: Sequence[float]) -> list[np.ndarray]:
+    columns = [np.asarray(c, float) for c in columns]
+    if len({c.shape for c in columns}) > 1:
+        sizes = " against ".join(str(c.size) for c in columns)
+        raise UspError(f"{sizes} values; give one of each for every item")
+    return columns
+
+
+def _estimate(
+    columns: list[np.ndarray],
+    statistic: Callable,
+    clusters: Sequence[Hashable] | None,
+    unit: str,
+    seed: int,
+) -> Estimate:
+    """Estimate a statistic of column sums, which it takes as numbers or arrays."""
+    keep = ~np.isnan(columns).any(axis=0)
+    codes, n = _codes(clusters, keep), int(keep.sum())
+    sums = [np.bincount(codes, weights=c[keep]) for c in columns]  # per cluster
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        value = float(statistic(*(c.sum() for c in sums)))
+        if not math.isfinite(value):
+            return Estimate(math.nan, math.nan, math.nan, n, unit)
+        if len(sums[0]) < 2:
+            return Estimate(value, math.nan, math.nan, n, unit)
+        weights = _weights(len(sums[0]), RESAMPLES, seed)
+        draws = np.concatenate([statistic(*(w @ c for c in sums)) for w in weights])
+        left_out = statistic(*(c.sum() - c for c in sums))
+    return Estimate(value, *_bca(value, draws, left_out), n, unit)
+
+
+def _codes(clusters: Sequence[Hashable] | None, keep: np.ndarray) -> np.ndarray:
+    """Number the clusters of the items kept, in order of appearance."""
+    if clusters is None:
+        return np.arange(keep.sum())
+    kept = [c for c, k in zip(clusters, keep, strict=True) if k]
+    numbers = {c: i for i, c in enumerate(dict.fromkeys(kept))}
+    return np.array([numbers[c] for c in kept], dtype=int)
+
+
+def _weights(n: int, draws: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield how often each of n units is in each bootstrap draw, in blocks of rows."""
+    rng, size = np.random.default_rng(seed), max(1, _BLOCK // n)
+    for start in range(0, draws, size):
+        rows = min(size, draws - start)
+        drawn = rng.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(float)
+
+
+def _bca(value: float, draws: np.ndarray, left_out: np.ndarray) -> list[float]:
+    """Return the bias-corrected and accelerated interval; ``left_out`` is the value without each unit."""
+    draws = draws[np.isfinite(draws)]
+    away = left_out.mean() - left_out
+    with np.errstate(divide="ignore", invalid="ignore"):
+        acceleration = (away**3).sum() / (6 * (away**2).sum() ** 1.5)
+        bias = ndtri(((draws < value).mean() + (draws <= value).mean()) / 2)
+        z = bias + ndtri(_TAILS)
+        levels = ndtr(bias + z / (1 - acceleration * z))
+    levels = levels if np.isfinite(levels).all() else _TAILS
+    return np.percentile(draws, 100 * levels).tolist() if len(draws) else [math.nan, math.nan]

@@ -1,21 +1,25 @@
-"""The known-truth population: dialogues of drawn users with scripted assistants, and three profiles of each.
+"""The known-truth population: dialogues of drawn users with scripted assistants, three profiles each.
 
-    z ~ p(z) (users.py) -> topic, ordered goals, slots -> dialogue (speaker.py, assistants.py, typed by surface.py) -> profiles (here)
+    z ~ p(z) (users.py) -> topic, ordered goals, slots
+      -> dialogue (speaker.py, assistants.py, typed by surface.py) -> profiles (here)
 
-Every dialogue has the LMSYS-USP form plus ``truth``: z, task, what each turn did, evidence per attribute, hazards, stop. Same seed, same bytes.
+Every dialogue has the LMSYS-USP form plus ``truth``: z, task, what each turn did, evidence per
+attribute, hazards, stop. Same seed, same bytes.
 """
 
 from collections.abc import Iterator, Sequence
 from random import Random
 
-from usp_lab.assistants import HELPFULNESS, Intent, ScriptedAssistant, fill, goal_of
+from usp_lab.assistants import FAILURES, HELPFULNESS, Intent, ScriptedAssistant, fill, goal_of
 from usp_lab.chat import Message
 from usp_lab.data import Dialogue
 from usp_lab.speaker import PopulationUser, Task
+from usp_lab.surface import shows
 from usp_lab.users import FACTS, STYLE, TRAITS, draw_task, draw_user, tables
 
 _PLAIN = {"casing": "normal", "punctuation": "normal", "typos": "careful", "abbreviations": "none", "opening": "none", "filler": "none", "signoff": "none"}  # fmt: skip
-_MENTION_PLAIN = 0.25  # how often a profile mentions an unremarkable habit, such as careful spelling
+_MENTIONED_PLAIN = ("casing", "punctuation", "typos")
+_MENTION_PLAIN = 0.25  # how often a profile mentions these where unremarkable: careful spelling
 _DIALOGUES = {1: 0.15, 2: 0.25, 3: 0.3, 4: 0.2, 5: 0.1}  # dialogues per user
 
 
@@ -23,7 +27,7 @@ def talk(task: Task, assistant: ScriptedAssistant, seed: str) -> tuple[list[Mess
     """Let the population's own user talk to a scripted assistant.
 
     Returns:
-        (messages, truth of the course: hazard per decision, goals asked and met, evidence, how it ended).
+        (messages, truth of the course: hazard per decision, goals, evidence, how it ended).
     """
     user, messages, hazards, before = PopulationUser(task), [], [], {}
     while True:
@@ -58,12 +62,13 @@ def _course(messages: Sequence[Message], hazards: list[float], stop: str) -> dic
         "replies": [m["meta"]["kind"] for m in messages if m["role"] == "assistant"],
         "evidence": evidence,
         "filler": any(m["meta"].get("filler") for m in users),
+        "signoff": any(m["meta"]["signoff"] for m in users),
         "hazard": [round(h, 4) for h in hazards],
         "stop": stop,
     }
 
 
-# --- profiles ---------------------------------------------------------------------------------------------------------
+# --- profiles -----------------------------------------------------------------------------------
 
 
 def _clauses(attributes: Sequence[str], z: dict[str, str], rng: Random) -> str:
@@ -82,20 +87,25 @@ def _table(attribute: str) -> dict:
     t = tables()
     if attribute in TRAITS:
         return t["manner"]["trait"][attribute]
-    return t["manner"]["style"][attribute] if attribute in (*STYLE, "patience") else t["attributes"][attribute]
+    group = t["manner"]["style"] if attribute in (*STYLE, "patience") else t["attributes"]
+    return group[attribute]
 
 
 def _join(items: Sequence[str]) -> str:
     return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
 
 
-def describe(task: Task, attributes: Sequence[str], goals: Sequence[str], rng: Random, topic: bool = True) -> str:
-    """Write a two-paragraph profile: objective facts and task, blank line, subjective characteristics (paper, section 3)."""
+def describe(
+    task: Task, attributes: Sequence[str], goals: Sequence[str], rng: Random, topic: bool = True
+) -> str:
+    """Write a two-paragraph profile: objective facts and task; subjective traits (paper, section 3)."""
     facts = _clauses([f for f in FACTS if f in attributes], task.z, rng)
     if topic:
         frames = tables()["requests"]["task"]["frame" if goals else "bare"]
         titles = _join([fill_title(task, g) for g in goals]) if goals else ""
-        sentence = rng.choice(frames).format(name=tables()["topics"][task.topic]["name"], titles=titles)
+        sentence = rng.choice(frames).format(
+            name=tables()["topics"][task.topic]["name"], titles=titles
+        )
         facts = f"{facts} {sentence[0].upper()}{sentence[1:]}".strip()
     manner = [a for a in (*TRAITS, *STYLE, "patience") if a in attributes]
     return f"{facts}\n\n{_clauses(manner, task.z, rng)}"
@@ -107,19 +117,27 @@ def fill_title(task: Task, goal: str) -> str:
     return fill("x" + text, task.slots)[1:]
 
 
-def _expressed(task: Task, course: dict, rng: Random) -> list[str]:
-    """Return the attributes that this dialogue shows: slipped out in words, or habits plain in its turns."""
+def _expressed(task: Task, turns: Sequence[str], course: dict, rng: Random) -> list[str]:
+    """Return the attributes that this dialogue shows: slipped out in words, or seen in its turns."""
     z, shown = task.z, {e["attr"] for e in course["evidence"]}
-    habits = ["length", "casing", "punctuation", "typos", "politeness", "directness", "abbreviations", "opening", "signoff"]
-    habits += ["filler"] * course["filler"] + ["patience"] * any(k in ("vague", "wrong", "refuse", "rude") for k in course["replies"])
-    seen = [h for h in habits if z[h] != _PLAIN.get(h) or (h in ("casing", "punctuation", "typos") and rng.random() < _MENTION_PLAIN)]
-    return [*shown, *seen]
+    tested = any(k in FAILURES for k in course["replies"])  # patience shows when it is needed
+    sometimes = {"filler": course["filler"], "signoff": course["signoff"], "patience": tested}
+    seen = []
+    for h in (*STYLE, "patience"):
+        plain = z[h] == _PLAIN.get(h)
+        mentioned = not plain or (h in _MENTIONED_PLAIN and rng.random() < _MENTION_PLAIN)
+        if mentioned and sometimes.get(h, True) and shows(turns, h, z[h]):
+            seen.append(h)
+    return [*sorted(shown), *seen]
 
 
-def _dialogue(task: Task, user_id: str, name: str, helpfulness: float, seed: str, draw: int = 0) -> Dialogue:
+def _dialogue(
+    task: Task, user_id: str, name: str, helpfulness: float, seed: str, draw: int = 0
+) -> Dialogue:
     messages, course = talk(task, ScriptedAssistant(helpfulness), f"{seed}/{draw}")
     rng = Random(f"profile/{seed}")  # a twin's profiles are worded alike where they say the same
-    expressed = _expressed(task, course, rng)
+    turns = [m["content"] for m in messages if m["role"] == "user"]
+    expressed = _expressed(task, turns, course, rng)
     everything = [*FACTS, *TRAITS, *STYLE, "patience"]
     prior = [a for a in everything if Random(f"prior/{seed}/{a}").random() < 0.4]
     prior_goals = [g for g in task.goals if Random(f"prior/{seed}/{g}").random() < 0.5]
@@ -131,7 +149,9 @@ def _dialogue(task: Task, user_id: str, name: str, helpfulness: float, seed: str
     }  # fmt: skip
     plain = [{"role": m["role"], "content": m["content"]} for m in messages]
     profile = describe(task, expressed, course["asked"], rng)
-    return Dialogue(id=name, messages=plain, profile=profile, user_id=user_id, source="population", truth=truth)
+    return Dialogue(
+        id=name, messages=plain, profile=profile, user_id=user_id, source="population", truth=truth
+    )
 
 
 def task_of(dialogue: Dialogue) -> Task:
@@ -141,25 +161,31 @@ def task_of(dialogue: Dialogue) -> Task:
 
 
 def replay(dialogue: Dialogue) -> list[Message]:
-    """Return a dialogue's messages again with what each speaker did in ``meta``; the same draw, hence the same texts."""
+    """Return a dialogue's messages again, with what each speaker did in ``meta``."""
     t = dialogue.truth
-    return talk(task_of(dialogue), ScriptedAssistant(t["helpfulness"]), f"{t['seed']}/{t['draw']}")[0]
+    seed = f"{t['seed']}/{t['draw']}"  # the same draw, hence the same texts
+    return talk(task_of(dialogue), ScriptedAssistant(t["helpfulness"]), seed)[0]
 
 
 def twin(dialogue: Dialogue, draw: int = 1) -> Dialogue:
-    """Return another draw of the same user with the same goals and the same kind of assistant: the paired ceiling."""
+    """Return another draw of the same user, goals and kind of assistant: the paired ceiling."""
     t = dialogue.truth
     name = f"{dialogue.id}-twin{draw}"
-    return _dialogue(task_of(dialogue), dialogue.user_id, name, t["helpfulness"], t["seed"], t["draw"] + draw)
+    return _dialogue(
+        task_of(dialogue), dialogue.user_id, name, t["helpfulness"], t["seed"], t["draw"] + draw
+    )
 
 
-def users(prefix: str, seed: int, sealed_phrasings: bool = False, sealed_topics: bool = False) -> Iterator[list[Dialogue]]:
+def users(
+    prefix: str, seed: int, sealed_phrasings: bool = False, sealed_topics: bool = False
+) -> Iterator[list[Dialogue]]:
     """Draw users without end; each comes with its dialogues, on different topics.
 
     Args:
-        prefix: part of the population ("train", "test", ...): names and random streams of two prefixes never meet.
+        prefix: part of the population ("train", "test", ...); two prefixes share nothing.
         seed: the population's seed.
-        sealed_phrasings: use the phrasings that training never sees; sealed_topics: likewise the topics.
+        sealed_phrasings: use the phrasings that training never sees.
+        sealed_topics: use the topics that training never sees.
     """
     i = 0
     while True:
@@ -168,12 +194,17 @@ def users(prefix: str, seed: int, sealed_phrasings: bool = False, sealed_topics:
         kind, z = draw_user(rng)
         dialogues, seen = [], []
         for j in range(rng.choices(list(_DIALOGUES), list(_DIALOGUES.values()))[0]):
-            topic, goals = draw_task(kind, rng, sealed=sealed_topics, not_topics=seen)
+            topic, goals = draw_task(kind, z, rng, sealed=sealed_topics, not_topics=seen)
             seen.append(topic)
-            slots = {name: rng.choice(values) for name, values in tables()["topics"][topic]["slots"].items()}
+            slots = {
+                name: rng.choice(values)
+                for name, values in tables()["topics"][topic]["slots"].items()
+            }
             task = Task(kind, z, topic, tuple(goals), slots, sealed_phrasings)
             helpfulness = rng.choice(list(HELPFULNESS.values()))
-            dialogues.append(_dialogue(task, user_id, f"{user_id}-{j}", helpfulness, f"{user_id}-{j}"))
+            dialogues.append(
+                _dialogue(task, user_id, f"{user_id}-{j}", helpfulness, f"{user_id}-{j}")
+            )
         yield dialogues
         i += 1
 

@@ -1,0 +1,188 @@
+"""A turn depends on its prompt and seed alone, and is drawn from the right distribution."""
+
+import pytest
+import torch
+from scipy.stats import chisquare, kstest
+
+from usp_lab.engines import LocalEngine, Sampling, _SeededDraw, _Streams
+from usp_lab.errors import UspError
+from usp_lab.models import load_causal_lm, load_tokenizer, look_alike
+
+GREEDY = Sampling(temperature=0, max_new_tokens=24)
+SAMPLED = Sampling(temperature=0.8, top_p=0.95, max_new_tokens=24)
+STOPS = range(10, 40)  # a tenth of the vocabulary, so that rows end at different steps
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    torch.set_num_threads(1)  # shapes this small lose by sharing
+    model = load_causal_lm(look_alike(tmp_path_factory.mktemp("engine")))
+    with torch.no_grad():
+        for weights in model.parameters():
+            if weights.dim() == 2:
+                weights.mul_(6)  # so that a turn depends on all of its prompt
+    return model
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model):
+    return load_tokenizer(model.name_or_path)
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(0)
+    lengths = [3, 40, 17, 90, 5, 41, 60, 8, 33]
+    size = len(tokenizer)
+    return [torch.randint(size, (n,), generator=generator).tolist() for n in lengths]
+
+
+def engine_of(model, tokenizer, pad: str, batch_size: int = 4) -> LocalEngine:
+    pad_id = {"own": tokenizer.pad_token_id, "eot": 4, "stop": STOPS[0]}[pad]
+    return LocalEngine(model, pad_id, STOPS, batch_size)
+
+
+@pytest.mark.parametrize("pad", ["own", "eot", "stop"])
+@pytest.mark.parametrize("penalty", [1.0, 1.2])
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_turn_does_not_depend_on_its_batch(model, tokenizer, prompts, sampling, penalty, pad):
+    sampling = Sampling(sampling.temperature, sampling.top_p, penalty, 24)
+    seeds = list(range(100, 100 + len(prompts)))
+    alone = [
+        engine_of(model, tokenizer, pad).generate([p], [s], sampling)[0]
+        for p, s in zip(prompts, seeds, strict=True)
+    ]
+    assert len({len(ids) for ids in alone}) > 3 and all(ids for ids in alone)
+    order = [4, 0, 8, 3, 7, 1, 6, 2, 5]
+    for batch_size in (1, 2, 5, 64):
+        engine = engine_of(model, tokenizer, pad, batch_size)
+        assert engine.generate(prompts, seeds, sampling) == alone
+        moved = engine.generate([prompts[i] for i in order], [seeds[i] for i in order], sampling)
+        assert moved == [alone[i] for i in order]
+    neighbours = engine.generate([prompts[1], *[prompts[3]] * 6], [seeds[1], *range(6)], sampling)
+    assert neighbours[0] == alone[1]
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.2])
+def test_greedy_is_the_library_s_own_one_by_one(model, tokenizer, prompts, penalty):
+    sampling = Sampling(temperature=0, repetition_penalty=penalty, max_new_tokens=24)
+    ours = engine_of(model, tokenizer, "eot", 64).generate(prompts, None, sampling)
+    for prompt, turn in zip(prompts, ours, strict=True):
+        ids = torch.tensor([prompt])
+        plain = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            repetition_penalty=penalty,
+            max_new_tokens=24,
+            eos_token_id=list(STOPS),
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        assert turn == plain[0, len(prompt) :].tolist()
+
+
+def test_padding_is_not_penalised(model, prompts):
+    short, long = prompts[0], prompts[3]
+    sampling = Sampling(temperature=0, repetition_penalty=10, max_new_tokens=8)
+    alone = LocalEngine(model, 5, [4]).generate([short], None, sampling)[0]
+    assert alone[0] not in short
+    padded = LocalEngine(model, alone[0], [4]).generate([short, long], None, sampling)[0]
+    assert padded == alone
+
+
+def test_turn_ends_with_its_first_stop_token(model, tokenizer, prompts):
+    turns = engine_of(model, tokenizer, "stop").generate(prompts, range(9), SAMPLED)
+    for ids in turns:
+        assert not set(ids[:-1]) & set(STOPS)
+        assert ids[-1] in STOPS or len(ids) == SAMPLED.max_new_tokens
+
+
+def test_seeds_decide_the_draw(model, tokenizer, prompts):
+    engine = engine_of(model, tokenizer, "own", 64)
+    same = [prompts[1]] * 20
+    turns = engine.generate(same, range(20), SAMPLED)
+    assert len({tuple(t) for t in turns}) >= 19
+    assert engine.generate(same, [7] * 20, SAMPLED) == [turns[7]] * 20
+    for seed in (-1, 2**70):
+        assert engine.generate(same[:1], [seed], SAMPLED)  # any integer is a seed
+    torch.manual_seed(0)
+    first = engine.generate(same, None, SAMPLED)
+    assert first != engine.generate(same, None, SAMPLED)
+    torch.manual_seed(0)
+    assert first == engine.generate(same, None, SAMPLED)
+
+
+@pytest.mark.parametrize("seeded", [True, False])
+@pytest.mark.parametrize("top_p, temperature", [(1.0, 1.0), (0.7, 1.0), (1.0, 0.5)])
+def test_draws_follow_the_softmax(top_p, temperature, seeded):
+    logits = torch.tensor([2.0, 1.5, 0.5, 0.0, -1.0, -3.0], dtype=torch.double)
+    n, chance = 20_000, (logits / temperature).softmax(0)
+    if top_p < 1:
+        chance[chance.cumsum(0) - chance >= top_p] = 0  # descending already
+        chance /= chance.sum()
+    torch.manual_seed(0)
+    draw = _SeededDraw(Sampling(temperature, top_p), range(n) if seeded else None, torch.ones(n, 1))
+    ids = torch.zeros(n, 1, dtype=torch.long)
+    for _ in range(2):  # the second draw of each stream is as good as its first
+        counts = draw(ids, logits.float().repeat(n, 1)).argmax(-1).bincount(minlength=6).double()
+        kept = chance > 0
+        assert counts[~kept].sum() == 0
+        assert chisquare(counts[kept], chance[kept] * n).pvalue > 0.001
+
+
+def test_streams_are_exponential_and_independent():
+    streams = _Streams(range(400), torch.device("cpu"))
+    numbers = torch.cat([streams.exponential(500), streams.exponential(500)], dim=1)
+    assert numbers.shape == (400, 1000) and numbers.min() > 0
+    assert kstest(numbers.ravel()[::7].numpy(), "expon").pvalue > 0.001
+    assert kstest(numbers[:, 0].numpy(), "expon").pvalue > 0.001  # neighbouring seeds
+    pairs = [(numbers[:-1], numbers[1:]), (numbers[:, :-1], numbers[:, 1:])]
+    pairs += [(numbers[:, :500], numbers[:, 500:]), (numbers[:200], numbers[200:])]
+    for x, y in pairs:
+        together = torch.stack([x.ravel(), y.ravel()])
+        assert abs(torch.corrcoef(together)[0, 1]) < 4 / len(x.ravel()) ** 0.5
+    assert len(numbers.unique()) > 0.98 * numbers.numel()  # fp32: a few meet by chance
+    small = numbers.ravel().sort().values[:40].double() * numbers.numel()
+    assert kstest(small.diff().numpy(), "expon").pvalue > 0.001  # what rare tokens depend on
+
+
+def test_draws_follow_the_model(model, tokenizer, prompts):
+    n, prompt = 3000, prompts[2]
+    engine = LocalEngine(model, 5, [4], 500)
+    sampling = Sampling(temperature=0.3, max_new_tokens=1)
+    drawn = torch.tensor(engine.generate([prompt] * n, range(n), sampling)).ravel()
+    with torch.inference_mode():
+        chance = (model(torch.tensor([prompt])).logits[0, -1].double() / 0.3).softmax(0)
+    expected, counts = chance * n, drawn.bincount(minlength=len(chance)).double()
+    common = expected > 8
+    assert common.sum() > 5
+    rest = torch.stack([expected[~common].sum(), counts[~common].sum()])
+    expected, counts = (
+        torch.cat([x[common], r[None]]) for x, r in zip((expected, counts), rest, strict=True)
+    )
+    assert chisquare(counts, expected).pvalue > 0.001
+
+
+def test_prompt_longer_than_the_context(model):
+    engine = LocalEngine(model, 5, [4])
+    assert engine.context == 512
+    with pytest.raises(UspError, match="prompt 1 has 500 tokens, but a context of 512 less 24 new"):
+        engine.generate([[1] * 488, [1] * 500], None, GREEDY)
+    engine.generate([[1] * 488], None, GREEDY)
+    assert engine.generate([], None, GREEDY) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"top_p": 0},
+        {"top_p": 1.5},
+        {"repetition_penalty": 0},
+        {"max_new_tokens": 0},
+    ],
+)
+def test_sampling_that_cannot_be(wrong):
+    with pytest.raises(UspError, match="cannot be; give temperature"):
+        Sampling(**wrong)

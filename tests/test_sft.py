@@ -1,0 +1,589 @@
+"""Training: what is learned, what is kept, and that interruptions and processes change nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from trl import SFTTrainer
+
+from usp_lab import models, sft, trainer
+from usp_lab.chat import END_TOKEN
+from usp_lab.data import Dialogue, load_dialogues
+from usp_lab.errors import UspError
+from usp_lab.sft import SftSettings, train_sft
+from usp_lab.sft_data import encode
+from usp_lab.simulate import ModelAssistant, UserSimulator
+
+ROOT = Path(__file__).resolve().parents[1]
+# 60 dialogues and 24 steps of 8 are more than three epochs.
+TINY = SftSettings(
+    size="0.3m", vocab_size=320, max_steps=24, batch=8, evals=8, max_length=256, bf16=False
+)
+PLACES = ("Lisbon", "Porto", "Faro", "Braga", "Evora")
+WISHES = ("a quiet flat", "some good food", "the night bus", "a museum for kids", "cheap tickets")
+
+
+def dialogues(n: int, start: int = 0) -> list[Dialogue]:
+    out = []
+    for i in range(start, start + n):
+        place, wish = PLACES[i % 5], WISHES[i // 5 % 5]
+        messages = [
+            {"role": "user", "content": f"where in {place} is {wish}"},
+            {"role": "assistant", "content": f"Try the old town of {place}."},
+            {"role": "user", "content": f"and {i} minutes away from it?"},
+            {"role": "assistant", "content": "Take a look near the river."},
+        ][: 2 + 2 * (i % 3 > 0)]
+        profile = f"You are going to {place}.\n\nYou want {wish} and ask {i} questions."
+        out.append(Dialogue(id=str(i), messages=messages, profile=profile, user_id=str(i)))
+    return out
+
+
+TRAIN, VALIDATION = dialogues(60), dialogues(12, 60)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    torch.set_num_threads(1)  # shapes this small lose by sharing
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> sft.SftResult:
+    return train_sft(TRAIN, VALIDATION, tmp_path_factory.mktemp("sft") / "whole", TINY, "f00d")
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory) -> Path:
+    return models.look_alike(tmp_path_factory.mktemp("base"))
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return models.load_causal_lm(path).state_dict()
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def loss_of(path: Path, data: list[Dialogue], s: SftSettings) -> float:
+    """Mean loss of trained tokens, one dialogue at a time, by the plain model."""
+    model, tokenizer = models.load_causal_lm(path), models.load_tokenizer(path, s.speaker)
+    total, count = 0.0, 0
+    for row in encode(data, tokenizer, s, Counter(), "test"):
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])
+        with torch.inference_mode():
+            logits = model(ids).logits[0, :-1]
+        total += torch.nn.functional.cross_entropy(logits, labels[1:], reduction="sum").item()
+        count += (labels != -100).sum().item()
+    return total / count
+
+
+# --- what is learned --------------------------------------------------------------------------------
+
+
+def trained_text(tokenizer, dialogue: Dialogue, s: SftSettings) -> list[str]:
+    row = encode([dialogue], tokenizer, s, Counter(), "test")[0]
+    pairs = zip(row["input_ids"], row["labels"], strict=True)
+    assert all(label in (-100, token) for token, label in pairs)
+    text, out = "", []
+    for token, label in zip(row["input_ids"], row["labels"], strict=True):
+        if label == -100 and text:
+            out.append(text)
+            text = ""
+        text += "" if label == -100 else tokenizer.decode([token])
+    return out + [text] * bool(text)
+
+
+def test_loss_is_on_the_speakers_turns_and_their_eot(whole):
+    tokenizer, d = models.load_tokenizer(whole.path), TRAIN[1]
+    user = ["where in Porto is a quiet flat<|eot_id|>", "and 1 minutes away from it?<|eot_id|>"]
+    said = ["Try the old town of Porto.<|eot_id|>", "Take a look near the river.<|eot_id|>"]
+    for profile in (True, False):
+        assert trained_text(tokenizer, d, replace(TINY, with_profile=profile)) == user
+    assert trained_text(tokenizer, d, replace(TINY, speaker="assistant")) == said
+    ending = replace(TINY, end_token=True)
+    assert trained_text(tokenizer, d, ending) == [*user, f"{END_TOKEN}<|eot_id|>"]
+    open_end = d.model_copy(update={"messages": d.messages[:3]})
+    assert trained_text(tokenizer, open_end, ending) == user
+
+
+def test_labels_token_by_token(whole):
+    tokenizer = models.load_tokenizer(whole.path)
+    d = Dialogue(
+        id="d",
+        messages=[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+        profile=None,
+    )
+    row = encode([d], tokenizer, replace(TINY, with_profile=False), Counter(), "test")[0]
+    tokens = tokenizer.convert_ids_to_tokens(row["input_ids"])
+    trained = [label != -100 for label in row["labels"]]
+    user, content = tokens[2:-9], ["a", "<|eot_id|>"]
+    at = tokens.index("a")
+    assert tokens[0] == "<|begin_of_text|>" and user[0] != "<|eot_id|>"
+    assert tokens[at : at + 2] == content
+    assert trained == [at <= i <= at + 1 for i in range(len(tokens))]
+
+
+def test_profile_is_read_or_not(whole):
+    tokenizer = models.load_tokenizer(whole.path)
+    rows = [
+        encode(TRAIN[:1], tokenizer, replace(TINY, **change), Counter(), "test")[0]["input_ids"]
+        for change in ({}, {"with_profile": False}, {"speaker": "assistant"})
+    ]
+    told, *untold = (tokenizer.decode(ids) for ids in rows)
+    assert "your profile is: \nYou are going to Lisbon." in told
+    assert all("profile" not in text for text in untold)
+
+
+def test_long_dialogues_are_cut_at_whole_turns_and_counted(whole):
+    tokenizer, counts = models.load_tokenizer(whole.path), Counter()
+    full = [len(r) for r in encode(TRAIN[:3], tokenizer, TINY, Counter(), "a")["input_ids"]]
+    limit = sorted(full)[0]  # the dialogue of one exchange
+    assert limit < sorted(full)[1]
+    rows = encode(TRAIN[:3], tokenizer, replace(TINY, max_length=limit + 8), counts, "train")
+    assert counts["train: cut at a whole turn"] == 2 and counts["train: dialogues"] == 3
+    for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True):
+        assert len(ids) <= limit + 8 and ids[-1] == tokenizer.convert_tokens_to_ids("<|eot_id|>")
+        assert any(label != -100 for label in labels)
+    long = TRAIN[0].model_copy(update={"profile": "You like walking. " * 100})
+    counts.clear()
+    assert len(encode([long, TRAIN[1]], tokenizer, TINY, counts, "train")) == 1
+    assert counts["train: dropped, no user turn fits"] == 1
+    with pytest.raises(UspError, match="no train dialogue fits 256 tokens with a user turn"):
+        encode([long], tokenizer, TINY, counts, "train")
+
+
+def test_every_parameter_moves(whole, tmp_path):
+    result = train_sft(TRAIN, VALIDATION, tmp_path / "m", replace(TINY, max_steps=2, evals=1))
+    tokenizer = models.load_tokenizer(result.path)
+    before = models.new_llama(tokenizer, "0.3m", 2048, TINY.seed).state_dict()
+    after = weights(result.path)
+    assert before.keys() == after.keys()
+    assert [name for name in before if torch.equal(before[name], after[name])] == []
+
+
+def test_it_learns_and_keeps_the_best(whole):
+    losses = [h["eval_loss"] for h in whole.history if "eval_loss" in h]
+    assert losses[0] > losses[-1] and whole.best_loss == min(losses) < 4
+    assert [h["step"] for h in whole.history if "eval_loss" in h] == list(range(3, 25, 3))
+    assert loss_of(whole.path, VALIDATION, TINY) == pytest.approx(whole.best_loss, rel=1e-4)
+    assert (
+        whole.counts["train: dialogues"] == 60 and "train: cut at a whole turn" not in whole.counts
+    )
+
+
+def test_model_is_what_inference_wants(whole):
+    names = {p.name for p in whole.path.iterdir()}
+    assert names >= {"model.safetensors", "README.md", "training.json", "chat_template.jinja"}
+    assert not names & {"checkpoints", "training.json.part"}
+    simulator = UserSimulator.from_pretrained(whole.path, max_new_tokens=8)
+    assert simulator.end_id is None and len(simulator.generate([[]], [0])) == 1
+    card = (whole.path / "README.md").read_text()
+    for text in ("library_name: transformers", f"{whole.best_loss:.4f}", "f00d", "| lr | 0.003 |"):
+        assert text in card
+    assert "dialogues: 60" in card and str(whole.path) not in card
+
+
+def test_end_token_is_learned(tmp_path):
+    s = replace(TINY, end_token=True, max_steps=40, evals=2, lr=1e-2)
+    result = train_sft(TRAIN, VALIDATION, tmp_path / "m", s)
+    simulator = UserSimulator.from_pretrained(result.path, temperature=0, max_new_tokens=24)
+    assert simulator.end_id is not None
+    assert END_TOKEN in (result.path / "README.md").read_text()
+    whole_ones = [d for d in VALIDATION if d.n_turns == 2]
+    ids = torch.tensor([simulator.prompt(whole_ones[0].messages)])
+    chance = simulator.model(ids).logits[0, -1].softmax(0)
+    assert chance.argmax() == simulator.end_id
+    assert simulator.generate([whole_ones[0].messages]) == [END_TOKEN]
+
+
+def test_assistant_is_trained_by_the_same_function(tmp_path):
+    s = replace(TINY, speaker="assistant", max_steps=6, evals=1)
+    bare = [d.model_copy(update={"profile": None}) for d in TRAIN]
+    result = train_sft(bare, VALIDATION, tmp_path / "m", s)
+    assistant = ModelAssistant.from_pretrained(result.path, max_new_tokens=8)
+    assert len(assistant.reply([TRAIN[0].messages[:1]], [0])) == 1
+    assert "# A assistant, without profiles" not in (result.path / "README.md").read_text()
+    with pytest.raises(UspError, match="does not speak as the user"):
+        UserSimulator.from_pretrained(result.path)
+
+
+# --- from a checkpoint ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end_token", [False, True])
+@pytest.mark.parametrize("lora", [0, 4])
+def test_fine_tuning_a_checkpoint(release, tmp_path, lora, end_token):
+    s = replace(TINY, base=str(release), lora=lora, end_token=end_token, max_steps=8, evals=2)
+    s = replace(s, max_length=512, lr=1e-2)
+    result = train_sft(TRAIN, VALIDATION, tmp_path / "m", s)
+    old, new = weights(release), weights(result.path)
+    moved = {k for k in old if old[k].shape != new[k].shape or not torch.equal(old[k], new[k])}
+    if lora:
+        assert {k.split(".")[-2] for k in moved} >= {"q_proj", "down_proj"}
+        assert not any("norm" in k for k in moved)
+        assert ("model.embed_tokens.weight" in moved) == end_token
+    else:
+        assert moved == old.keys()
+    assert loss_of(result.path, VALIDATION, s) == pytest.approx(result.best_loss, rel=1e-4)
+    simulator = UserSimulator.from_pretrained(result.path)
+    assert simulator.sampling.repetition_penalty == 1.2
+    assert (simulator.end_id is not None) == end_token
+    assert simulator.engine.stop_ids == UserSimulator.from_pretrained(release).engine.stop_ids
+    assert f"from {release.name}" in (result.path / "README.md").read_text()
+    assert str(release) not in (result.path / "README.md").read_text()
+
+
+def test_base_without_template_or_header_tokens(release, tmp_path):
+    """As Llama-3's base model (no template), and one that never heard of headers."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(WordLevel({"<unk>": 0, "</s>": 1, "where": 2, "river": 3}, unk_token="<unk>"))
+    words.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="<unk>", eos_token="</s>", pad_token="</s>"
+    )
+    models.new_llama(tokenizer, "0.3m", 512).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    s = replace(TINY, base=str(tmp_path / "base"), max_steps=4, evals=1, max_length=512)
+    result = train_sft(TRAIN, VALIDATION, tmp_path / "m", s)
+    simulator = UserSimulator.from_pretrained(result.path, max_new_tokens=4)
+    vocabulary = simulator.tokenizer.get_vocab()
+    assert simulator.engine.stop_ids == sorted([vocabulary["</s>"], vocabulary["<|eot_id|>"]])
+    assert simulator.tokenizer.decode(simulator.prompt([])).startswith("<|start_header_id|>")
+    assert loss_of(result.path, VALIDATION, s) == pytest.approx(result.best_loss, rel=1e-4)
+
+
+# --- going on ---------------------------------------------------------------------------------------
+
+
+def test_finished_run_is_returned_without_training(whole, monkeypatch):
+    def train(*args):
+        raise RuntimeError("trains")
+
+    monkeypatch.setattr(sft, "_train", train)
+    assert train_sft(TRAIN, VALIDATION, whole.path, TINY, "f00d") == whole
+    changed = TRAIN[0].model_copy(update={"profile": "another"})
+    for train_on, validate_on, settings in (
+        (TRAIN[1:], VALIDATION, TINY),
+        ([changed, *TRAIN[1:]], VALIDATION, TINY),
+        (TRAIN, VALIDATION[1:], TINY),
+        (TRAIN, VALIDATION, replace(TINY, seed=1)),
+    ):
+        with pytest.raises(RuntimeError, match="trains"):
+            train_sft(train_on, validate_on, whole.path, settings)
+
+
+def test_other_settings_train_anew(tmp_path):
+    short = replace(TINY, max_steps=2, evals=1)
+    first = train_sft(TRAIN, VALIDATION, tmp_path / "m", short)
+    (tmp_path / "m" / "mine.txt").write_text("kept")
+    before = weights(first.path)
+    second = train_sft(TRAIN, VALIDATION, tmp_path / "m", replace(short, seed=1))
+    assert second.resumed_from == 0 and not same(before, weights(second.path))
+    assert (tmp_path / "m" / "mine.txt").read_text() == "kept"
+
+
+CHILD = """
+import json, sys, time, torch
+from usp_lab import trainer
+from usp_lab.data import Dialogue
+from usp_lab.sft import SftSettings, train_sft
+torch.set_num_threads(1)
+trainer.Bar.on_step_end = lambda self, args, state, *a, **k: time.sleep(0.3 * (state.global_step > 14))
+job = json.load(open(sys.argv[1]))
+rows = [[Dialogue(**d) for d in job[k]] for k in ("train", "validation")]
+train_sft(*rows, job["out"], SftSettings(**job["settings"]), "f00d")
+"""
+
+
+def test_killed_and_started_again_ends_in_the_same_weights(whole, tmp_path):
+    job = {"out": str(tmp_path / "m"), "settings": asdict(TINY)}
+    job |= {"train": [d.model_dump() for d in TRAIN]}
+    job |= {"validation": [d.model_dump() for d in VALIDATION]}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    command = [sys.executable, "-c", CHILD, str(tmp_path / "job.json")]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as child:
+        seen = tmp_path / "m" / "checkpoints" / "checkpoint-15" / "trainer_state.json"
+        while not seen.exists() and child.poll() is None:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        child.send_signal(signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL, child.stderr.read().decode()[-2000:]
+    assert not (tmp_path / "m" / "training.json").exists()
+    # A kill may also fall into the writing of a checkpoint.
+    torn = tmp_path / "m" / "checkpoints" / "checkpoint-18"
+    torn.mkdir(exist_ok=True)
+    (torn / "model.safetensors").write_bytes(b"half")
+    (torn / "trainer_state.json").write_text('{"half')
+    result = train_sft(TRAIN, VALIDATION, tmp_path / "m", TINY, "f00d")
+    assert result.resumed_from == 15
+    assert same(weights(result.path), weights(whole.path))
+    assert [h for h in result.history if "eval_loss" in h][-1]["eval_loss"] == whole.best_loss
+    steps = [h["step"] for h in result.history if "loss" in h]
+    assert steps == [h["step"] for h in whole.history if "loss" in h]
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_at(step: int, monkeypatch) -> None:
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == step:
+            raise Stopped
+
+    monkeypatch.setattr(trainer.Bar, "on_step_end", on_step_end)
+
+
+@pytest.mark.parametrize("change", [{"bf16": True}, {"lora": 4}, {"micro_batch": 3, "batch": 6}])
+def test_other_kinds_resume_too(release, tmp_path, monkeypatch, change):
+    s = replace(TINY, max_steps=12, evals=4, **change)
+    if s.lora:
+        s = replace(s, base=str(release), end_token=True)
+    uninterrupted = train_sft(TRAIN, VALIDATION, tmp_path / "a", s)
+    with monkeypatch.context() as patch:
+        stop_at(8, patch)
+        with pytest.raises(Stopped):
+            train_sft(TRAIN, VALIDATION, tmp_path / "b", s)
+    (tmp_path / "b").rename(tmp_path / "moved")  # paths in checkpoints must not matter
+    resumed = train_sft(TRAIN, VALIDATION, tmp_path / "moved", s)
+    assert resumed.resumed_from == 6
+    if s.bf16:
+        assert resumed.best_loss == pytest.approx(uninterrupted.best_loss, abs=5e-4)
+    else:
+        assert same(weights(resumed.path), weights(uninterrupted.path))
+
+
+def test_early_stop_survives_a_kill_before_saving(tmp_path, monkeypatch, capfd):
+    s = replace(TINY, lr=0.3, patience=2, max_steps=40, evals=20)
+    stopped = train_sft(TRAIN, VALIDATION, tmp_path / "a", s)
+    shown = capfd.readouterr()
+    assert shown.out == "" and "/40" in shown.err and "step" in shown.err
+    assert "{'loss'" not in shown.err and "warn" not in shown.err.lower(), shown.err
+    losses = [h["eval_loss"] for h in stopped.history if "eval_loss" in h]
+    assert len(losses) - 1 - int(np.argmin(losses)) == 2 and len(losses) < 20
+    assert loss_of(stopped.path, VALIDATION, s) == pytest.approx(min(losses), rel=1e-4)
+
+    def killed(*args):
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sft, "_save", killed)
+        with pytest.raises(Stopped):
+            train_sft(TRAIN, VALIDATION, tmp_path / "b", s)
+    resumed = train_sft(TRAIN, VALIDATION, tmp_path / "b", s)
+    assert resumed.resumed_from == 2 * len(losses)
+    assert [h["eval_loss"] for h in resumed.history if "eval_loss" in h] == losses
+    assert same(weights(resumed.path), weights(stopped.path))
+
+
+def test_patience():
+    stop = trainer.EarlyStop(2)
+    for losses, reached in (
+        ([], False),
+        ([3, 2, 1], False),
+        ([1, 2], False),
+        ([1, 2, 3], True),
+        ([1, 1, 1], True),  # no better is not better
+        ([2, 3, 1, 4], False),
+    ):
+        assert stop.reached([{"eval_loss": x} for x in losses] + [{"loss": 0}]) is reached
+
+
+def test_schedule_shows_each_row_once_an_epoch_in_batches_of_like_length():
+    lengths = list(np.random.default_rng(0).integers(10, 500, size=100))
+    rows = trainer.schedule(lengths, batch=4, steps=50, seed=0)
+    assert sorted(rows) == sorted([*range(100)] * 2)
+    assert sorted(rows[:100]) == [*range(100)] and rows[:100] != rows[100:]
+    assert rows == trainer.schedule(lengths, 4, 50, 0) != trainer.schedule(lengths, 4, 50, 1)
+    spread = np.ptp(np.array(lengths)[rows].reshape(-1, 4), axis=1).mean()
+    assert (
+        spread
+        < 0.5 * np.ptp(np.random.default_rng(0).permutation(lengths).reshape(-1, 4), axis=1).mean()
+    )
+    assert sorted(trainer.schedule([5, 6], batch=3, steps=2, seed=0)) == [0, 0, 0, 1, 1, 1]
+
+
+# --- TRL --------------------------------------------------------------------------------------------
+
+
+def test_same_loss_and_gradients_as_stock_trl(whole, tmp_path):
+    tokenizer = models.load_tokenizer(whole.path)
+    rows = encode(TRAIN[:8], tokenizer, TINY, Counter(), "train")
+    found = []
+    for kind in (SFTTrainer, trainer.CpuSFTTrainer):
+        each = kind(
+            model=models.load_causal_lm(whole.path),
+            args=trainer.arguments(TINY, tmp_path, 4),
+            train_dataset=rows,
+            eval_dataset=rows,
+            processing_class=tokenizer,
+        )
+        batch = next(iter(each.get_train_dataloader()))
+        for count in (None, torch.tensor(77)):
+            each.model.zero_grad()
+            loss = each.compute_loss(each.model, dict(batch), num_items_in_batch=count)
+            loss.backward()
+            found.append((loss, {n: p.grad.clone() for n, p in each.model.named_parameters()}))
+        _, outputs = trainer.CpuSFTTrainer.compute_loss(
+            each, each.model, batch, return_outputs=True
+        )
+    assert len(outputs.logits) == (batch["labels"] != -100).sum()
+    for (a, grads_a), (b, grads_b) in zip(found[:2], found[2:], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=0)
+        for name in grads_a:
+            torch.testing.assert_close(grads_a[name], grads_b[name], rtol=1e-4, atol=1e-6)
+    assert trainer.trainer_class() is (
+        SFTTrainer if torch.cuda.is_available() else trainer.CpuSFTTrainer
+    )
+
+
+def test_micro_batches_change_nothing(whole, tmp_path):
+    result = train_sft(
+        TRAIN, VALIDATION, tmp_path / "m", replace(TINY, micro_batch=2, max_steps=6, evals=2)
+    )
+    plain = train_sft(TRAIN, VALIDATION, tmp_path / "n", replace(TINY, max_steps=6, evals=2))
+    assert result.best_loss == pytest.approx(plain.best_loss, rel=1e-4)
+
+
+# --- from the command line --------------------------------------------------------------------------
+
+
+def options(s: SftSettings) -> list[str]:
+    out = []
+    for name, value in asdict(s).items():
+        flag = name.replace("_", "-")
+        on_off = [f"--{flag}" if value else f"--no-{flag}"]
+        out += on_off if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return out
+
+
+def test_two_processes_train_as_one(tmp_path):
+    data = tmp_path / "dialogues.jsonl"
+    rows = [{"profile": d.profile, "conversation": d.messages} for d in dialogues(80)]
+    data.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    s = replace(TINY, max_steps=6, evals=2)
+    launch = [
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        "0",
+        "-m",
+        "usp_lab.sft",
+    ]
+    command = [sys.executable, "-m", *launch, "--data", str(data), "--out", str(tmp_path / "two")]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*command, *options(s)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("saved ") == 1
+    corpus = load_dialogues(data)
+    one = train_sft(corpus.train, corpus.validation, tmp_path / "one", s)
+    two = json.loads((tmp_path / "two" / "training.json").read_text())
+    for a, b in zip(one.history, two["history"], strict=True):
+        for name in {"loss", "eval_loss"} & a.keys():
+            assert a[name] == pytest.approx(b[name], rel=2e-3 if name == "eval_loss" else 1e-4)
+    ours, theirs = weights(one.path), weights(tmp_path / "two")
+    for name in ours:  # Adam divides by the gradient's size, so rounding shows in single weights
+        assert (ours[name] - theirs[name]).abs().max() < 1e-3
+        torch.testing.assert_close(ours[name].norm(), theirs[name].norm(), rtol=1e-4, atol=0)
+
+
+def test_help_names_every_setting():
+    command = [sys.executable, "-m", "usp_lab.sft", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    for name in asdict(SftSettings()):
+        assert f"--{name.replace('_', '-')}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (["--data", "none.jsonl"], "none.jsonl"),
+        (["--batch", "0"], "batch must be above 0, not 0"),
+        (["--speaker", "system"], "speaker must be 'user' or 'assistant', not 'system'"),
+        (["--speaker", "assistant", "--end-token"], "an assistant does not end dialogues"),
+        (["--lora", "-1"], "lora must be 0 or more, not -1"),
+        (["--size", "7b"], "no model size '7b'; choose one of"),
+        (["--base", "no/such/folder"], "no such folder"),
+        (["--micro-batch", "5"], "batch=16 cannot be shared by 1 process"),
+        (["--wrong", "1"], "unrecognized arguments: --wrong"),
+        (["--lr", "fast"], "invalid float value: 'fast'"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, monkeypatch, capsys, given, message):
+    data = tmp_path / "d.jsonl"
+    rows = [{"profile": d.profile, "conversation": d.messages} for d in dialogues(40)]
+    data.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    out = tmp_path / "m"
+    monkeypatch.setattr(sys, "argv", ["sft", "--data", str(data), "--out", str(out), *given])
+    with pytest.raises(SystemExit) as exit:
+        sft.main()
+    assert exit.value.code == 2 and not out.exists()
+    *_, last = capsys.readouterr().err.strip().splitlines()
+    assert message in last and "error: " in last
+
+
+def test_bad_input_from_python(release, tmp_path, monkeypatch):
+    out = tmp_path / "m"
+    with pytest.raises(UspError, match="no training dialogue"):
+        train_sft([], VALIDATION, out, TINY)
+    with pytest.raises(UspError, match="no validation dialogue"):
+        train_sft(TRAIN, [], out, TINY)
+    bare = [d.model_copy(update={"profile": None}) for d in TRAIN]
+    with pytest.raises(UspError, match="training dialogue 0 has no profile; train without"):
+        train_sft(bare, VALIDATION, out, TINY)
+    with pytest.raises(UspError, match="base and out are both"):
+        train_sft(TRAIN, VALIDATION, release, replace(TINY, base=str(release)))
+    with pytest.raises(UspError, match="max_length=1024 but .* has a context of 512; lower it"):
+        train_sft(TRAIN, VALIDATION, out, replace(TINY, base=str(release), max_length=1024))
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UspError, match="batch=8 cannot be shared by 3 process.* multiple of 6"):
+        trainer.arguments(TINY, tmp_path, 4)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+        Exception("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_full_disk_is_one_sentence(tmp_path, monkeypatch, error):
+    def full(*args):
+        raise error
+
+    monkeypatch.setattr(sft, "_train", full)
+    with pytest.raises(
+        UspError, match="no disk space left while training into .* checkpoint is kept"
+    ):
+        train_sft(TRAIN, VALIDATION, tmp_path / "m", TINY)
+
+
+def test_diverging_training_is_one_sentence(tmp_path, monkeypatch):
+    def evaluate(self, *args, **kwargs):
+        self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, {"eval_loss": np.nan}
+        )
+
+    monkeypatch.setattr(trainer.CpuSFTTrainer, "evaluate", evaluate)
+    monkeypatch.setattr(trainer, "trainer_class", lambda: trainer.CpuSFTTrainer)
+    with pytest.raises(UspError, match="validation loss is nan at step 3; lower lr=0.003"):
+        train_sft(TRAIN, VALIDATION, tmp_path / "m", TINY)

@@ -1,0 +1,48 @@
+"""The model card of a trained simulator or assistant."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from usp_lab.chat import END_TOKEN
+
+if TYPE_CHECKING:
+    from usp_lab.sft import SftResult, SftSettings
+
+
+def model_card(s: "SftSettings", result: "SftResult", parameters: int, fingerprint: str) -> str:
+    """Return a model card (markdown) written from what a training did."""
+    base = Path(s.base).name if Path(s.base).is_dir() else s.base
+    start = f"from {base}" if base else "from scratch"
+    role = "user simulator" if s.speaker == "user" else "assistant"
+    given = (
+        "conditioned on a profile in the system message" if s.reads_profile else "without profiles"
+    )
+    counts = "\n".join(f"- {k}: {v:,}" for k, v in result.counts.items())
+    settings = "\n".join(f"| {k} | {v} |" for k, v in (asdict(s) | {"base": base}).items())
+    end = (
+        f"It ends a dialogue with `{END_TOKEN}`."
+        if s.end_token
+        else "It has no end-of-dialogue token."
+    )
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [user-simulation]
+---
+
+# A {role}, {given}
+
+{parameters:,} parameters, {start}, trained by `usp_lab.sft` after USP (arXiv 2502.18968): loss on
+{s.speaker} turns and their `<|eot_id|>` alone. Best validation loss: {result.best_loss:.4f} nats a
+token (mean of batches). Data fingerprint: {fingerprint or "not given"}. {end}
+
+{counts}
+
+| setting | value |
+|---|---|
+{settings}
+
+Made for research on simulated users. It repeats what its training dialogues contain and must not
+stand in for real people's opinions.
+"""

@@ -1,0 +1,228 @@
+"""TRL's trainer as we use it: at CPU speed, quiet, and the same when interrupted or spread out."""
+
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from usp_lab.errors import UspError
+
+if TYPE_CHECKING:
+    from usp_lab.sft import SftSettings
+
+
+class CpuSFTTrainer(SFTTrainer):
+    """TRL's trainer with a plain output layer; same loss, same gradients.
+
+    TRL projects trained positions through tiles made for Triton kernels; their eager form takes
+    most of a CPU step (`benchmarks/sft.py`). Here a hook selects the trained positions and one
+    projection follows, through the model's own forward, so that DDP, FSDP and adapters work as
+    before.
+    """
+
+    _trained: torch.Tensor | None = None
+
+    def __init__(self, model, *args, **kwargs) -> None:
+        super().__init__(model, *args, **kwargs)
+        self.model.get_output_embeddings().register_forward_pre_hook(self._select)
+
+    def _select(self, module, inputs):
+        return None if self._trained is None else (inputs[0][self._trained],)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Return the mean cross-entropy of trained tokens, summed as `SFTTrainer` does."""
+        target = torch.nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=-100)
+        trained = self._trained = target != -100
+        try:
+            outputs = model(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                use_cache=False,
+            )
+        finally:
+            self._trained = None
+        loss = torch.nn.functional.cross_entropy(
+            outputs.logits.float(), target[trained], reduction="sum"
+        )
+        count = trained.sum() if num_items_in_batch is None else num_items_in_batch
+        loss = loss / torch.as_tensor(count).clamp(min=1)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # it counts all of them, and DDP averages
+        return (loss, outputs) if return_outputs else loss
+
+
+def trainer_class() -> type[SFTTrainer]:
+    """Return the faster trainer for this machine."""
+    return SFTTrainer if torch.cuda.is_available() else CpuSFTTrainer
+
+
+def arguments(s: "SftSettings", folder: Path, steps: int) -> SFTConfig:
+    """Return TRL's configuration of a run of ``steps`` steps."""
+    world, every = int(os.environ.get("WORLD_SIZE", 1)), max(1, steps // s.evals)
+    micro, cuda = s.micro_batch or s.batch // world, torch.cuda.is_available()
+    if not micro or s.batch % (micro * world):
+        raise UspError(
+            f"batch={s.batch} cannot be shared by {world} process(es) with micro_batch="
+            f"{s.micro_batch}; make it a multiple of {max(micro, 1) * world}"
+        )
+    return SFTConfig(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=s.batch // (micro * world),
+        per_device_eval_batch_size=s.micro_batch or 32,
+        train_sampling_strategy="sequential",  # `schedule` has shuffled
+        max_length=None,  # we have cut at whole turns; TRL would cut anywhere
+        learning_rate=s.lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, round(0.1 * steps)),
+        weight_decay=0.1,
+        adam_beta2=0.95,
+        bf16=s.bf16,
+        activation_checkpointing=cuda,
+        use_cpu=not cuda,
+        dataloader_pin_memory=cuda,
+        seed=s.seed,
+        eval_strategy="steps",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        logging_steps=max(1, every // 5),
+        report_to="none",
+    )
+
+
+def quiet(trainer: SFTTrainer, *callbacks: TrainerCallback) -> None:
+    """Replace the library's bar and its line a log by callbacks of ours, and stop a false alarm."""
+    for shown in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(shown)
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    if isinstance(trainer.model, PreTrainedModel):  # tied tensors are saved once, and not missing
+        tied = trainer.model.all_tied_weights_keys
+        trainer.model._keys_to_ignore_on_save = {*trainer.model._keys_to_ignore_on_save, *tied}
+
+
+class Bar(TrainerCallback):
+    """A bar with rate, remaining time and the latest losses; other processes show none."""
+
+    def __init__(self, title: str) -> None:
+        self.title, self.losses = title, {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Open the bar at the step that training resumes from."""
+        self.bar = tqdm(
+            desc=self.title,
+            total=state.max_steps,
+            initial=state.global_step,
+            unit="step",
+            leave=False,
+            mininterval=1 if sys.stderr.isatty() else 5,
+            disable=not state.is_world_process_zero,
+        )
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Count a step."""
+        self.bar.update()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Show the latest losses at the next refresh."""
+        names = {"loss": "loss", "eval_loss": "validation"}
+        self.losses |= {names[k]: f"{v:.3f}" for k, v in (logs or {}).items() if k in names}
+        self.bar.set_postfix(self.losses, refresh=False)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Take the bar off."""
+        self.bar.close()
+
+
+class EarlyStop(TrainerCallback):
+    """Stop when ``patience`` evaluations in a row have not improved the validation loss.
+
+    It reads the learning curve, which checkpoints keep, so that a resumed run stops where an
+    uninterrupted one does.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        """Look at the curve after each evaluation."""
+        if not math.isfinite(metrics["eval_loss"]):
+            raise UspError(
+                f"validation loss is {metrics['eval_loss']} at step {state.global_step}; "
+                f"lower lr={args.learning_rate:g}"
+            )
+        control.should_training_stop |= self.reached(state.log_history)
+
+    def reached(self, history: Sequence[dict]) -> bool:
+        """Tell whether a learning curve has come to its stop."""
+        losses = [h["eval_loss"] for h in history if "eval_loss" in h]
+        return bool(losses) and len(losses) - 1 - int(np.argmin(losses)) >= self.patience
+
+
+def schedule(lengths: Sequence[int], batch: int, steps: int, seed: int) -> list[int]:
+    """Return the rows of ``steps`` batches one after the other.
+
+    Shuffled epochs in batches of like length, laid out before training and read in order. A run
+    that is resumed, or spread over processes, therefore sees the same batches as one that is not.
+    """
+    rng, places = np.random.default_rng(seed), batch * steps
+    epochs = [rng.permutation(len(lengths)) for _ in range(-(-places // len(lengths)))]
+    rows, lengths = np.concatenate(epochs)[:places], np.asarray(lengths)
+    window = batch * max(1, min(50, len(lengths) // (4 * batch)))  # sorted by length within
+    out = []
+    for start in range(0, places, window):
+        part = rows[start : start + window]
+        part = part[np.argsort(-lengths[part], kind="stable")]
+        out.append(rng.permutation(part.reshape(-1, batch)).ravel())
+    return np.concatenate(out).tolist()
+
+
+def prepare_folder(folder: Path, key: str) -> None:
+    """Make a folder of checkpoints hold nothing but whole ones of the run ``key``."""
+    mark = folder / "key"
+    if not mark.exists() or mark.read_text() != key:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.write_text(key)
+    for checkpoint in folder.glob("checkpoint-*"):
+        state = _state(checkpoint)
+        if state is None:  # killed while it was written
+            shutil.rmtree(checkpoint)
+        elif state["best_model_checkpoint"]:  # the folder may have moved
+            best = folder / Path(state["best_model_checkpoint"]).name
+            part = checkpoint / "trainer_state.json.part"
+            part.write_text(json.dumps(state | {"best_model_checkpoint": str(best)}))
+            part.replace(checkpoint / "trainer_state.json")
+
+
+def last_checkpoint(folder: Path) -> tuple[Path | None, dict]:
+    """Return the latest checkpoint and the trainer's state in it; (None, {}) without one."""
+    found = {int(p.name.rsplit("-", 1)[1]): p for p in folder.glob("checkpoint-*")}
+    if not found:
+        return None, {}
+    latest = found[max(found)]
+    return latest, _state(latest)
+
+
+def _state(checkpoint: Path) -> dict | None:
+    """Read what is written last into a checkpoint; None when it is not whole."""
+    try:
+        return json.loads((checkpoint / "trainer_state.json").read_text())
+    except (OSError, ValueError):
+        return None
