@@ -19,9 +19,10 @@ from matplotlib.patches import FancyBboxPatch  # noqa: E402
 from matplotlib.transforms import Bbox  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from usp_lab import plots  # noqa: E402
-from usp_lab.bubbles import as_text, show_dialogue, side_by_side  # noqa: E402
+from usp_lab import assistants, diagram, plots, speaker, synthetic, users  # noqa: E402
+from usp_lab.bubbles import as_text, show_dialogue, show_trained_tokens, side_by_side  # noqa: E402
 from usp_lab.errors import UspError  # noqa: E402
+from usp_lab.models import new_tokenizer  # noqa: E402
 
 NAN = math.nan
 META = {"notebook": "10_authenticity", "code": "abc", "parameters": 'p "1" & <2>'}
@@ -84,6 +85,10 @@ def tables() -> dict[str, pd.DataFrame]:
         "density_hist": pd.DataFrame({"log_density": [*rng.normal(size=40), -math.inf], "group": ["common"] * 20 + ["rare"] * 21}),
         "similarity_distribution": pd.DataFrame(scores, columns=["arm", "score", "metric"]),
     }  # fmt: skip
+
+
+def draw(name: str, table: pd.DataFrame) -> Figure:
+    return getattr(diagram if name == "generative_model" else plots, name)(table)
 
 
 def texts(fig: Figure) -> list[str]:
@@ -171,22 +176,22 @@ def test_overlaps_are_seen():
 def test_every_plot_draws_and_leaves_no_state(name):
     table, rc = tables()[name], dict(matplotlib.rcParams)
     before = table.copy()
-    fig = getattr(plots, name)(table)
+    fig = draw(name, table)
     assert isinstance(fig, Figure) and not plt.get_fignums() and dict(matplotlib.rcParams) == rc
     pd.testing.assert_frame_equal(table, before)
     assert not overlaps(fig)
     shown = fig._repr_png_()  # by the notebook
-    assert shown[1:4] == b"PNG" and shown == getattr(plots, name)(table)._repr_png_()
+    assert shown[1:4] == b"PNG" and shown == draw(name, table)._repr_png_()
 
 
 @pytest.mark.parametrize("name", tables())
 def test_a_single_row_no_row_and_a_missing_column(name):
     table = tables()[name]
-    assert not overlaps(getattr(plots, name)(table.iloc[[0]].assign(parents="")))
-    assert "nothing to show: the table has no rows" in texts(getattr(plots, name)(table.iloc[:0]))
+    assert not overlaps(draw(name, table.iloc[[0]].assign(parents="")))
+    assert "nothing to show: the table has no rows" in texts(draw(name, table.iloc[:0]))
     last = table.columns[1]
     with pytest.raises(UspError, match=f"{name} needs a table with .*: add {last}"):
-        getattr(plots, name)(table.drop(columns=last))
+        draw(name, table.drop(columns=last))
 
 
 @pytest.mark.parametrize(
@@ -205,7 +210,7 @@ def test_a_single_row_no_row_and_a_missing_column(name):
 def test_nan_is_said_and_never_zero(name, column):
     table = tables()[name]
     for missing in (NAN, None):
-        fig = getattr(plots, name)(table.assign(**{column: missing}))
+        fig = draw(name, table.assign(**{column: missing}))
         assert re.search("not scored|no validation loss|not finite", " ".join(texts(fig)))
         assert not overlaps(fig)
 
@@ -275,6 +280,70 @@ def test_boxes_of_a_model_do_not_touch():
         diagram.generative_model(table.replace({"parents": {"kind": "kin"}}))
     with pytest.raises(UspError, match="own place"):
         diagram.generative_model(table.assign(x=0, y=0))
+    with pytest.raises(UspError, match="'them' is either a frame with nothing within it or"):
+        diagram.generative_model(table.assign(within="them"))
+
+
+def edges() -> set[tuple[str, str]]:
+    return {(p, row["node"]) for row in diagram.MODEL for p in row["parents"].split(", ") if p}
+
+
+def within(frame: str) -> set[str]:
+    return {row["node"] for row in diagram.MODEL if row["within"] == frame}
+
+
+def test_the_populations_model_is_legible():
+    table = pd.DataFrame(diagram.MODEL)
+    fig = diagram.generative_model(table)
+    assert not overlaps(fig) and max(fig.get_size_inches()) < 11
+    small = fig.axes[0].transData.inverted()
+    boxes = {  # in inches; frames first, then the nodes, as they are drawn
+        row["node"]: p.get_window_extent().transformed(small)
+        for row, p in zip(
+            sorted(diagram.MODEL, key=lambda row: row["kind"] != "frame"),
+            [p for p in fig.axes[0].patches if isinstance(p, FancyBboxPatch)],
+            strict=True,
+        )
+    }
+    frames = {f: boxes.pop(f) for f in ("user", "exchange")}
+    assert not any(a.overlaps(b) for a, b in combinations(boxes.values(), 2))
+    assert not frames["user"].overlaps(frames["exchange"])
+    for name, frame in frames.items():
+        assert {n for n, box in boxes.items() if frame.overlaps(box)} == within(name)
+
+
+def test_the_populations_model_says_what_its_tables_and_code_say():
+    t = users.tables()
+    group = {a: "facts" for a in (*users.FACTS, "region")} | {a: "temper" for a in users.TRAITS}
+    group |= {a: "manner" for a in users.STYLE} | {"patience": "patience"}
+    order = t["kinds"]["order"]
+    pairs = [(a, b) for rule in t["kinds"]["boost"] for a in rule["when"] for b in rule["factor"]]
+    for rule in t["kinds"]["forbid"]:
+        pairs += [sorted((a, b), key=order.index) for a in rule["a"] for b in rule["b"]]
+    found = {(group[a], group[b]) for a, b in pairs} - {(g, g) for g in group.values()}
+    found |= {(group[a], "topic") for rule in t["kinds"]["off_topic"] for a in rule["who"]}
+    user = within("user")
+    drawn = {(a, b) for a, b in edges() if a in user and b in user}
+    assert drawn == found | {("topic", "goals"), ("topic", "slots")}  # `Task` draws its own
+    shaped = {group[a] for kind in t["kinds"]["kind"] for a in kind["factor"]}
+    assert ("kind", "user") in edges() and shaped == {"facts", "temper", "manner", "patience"}
+
+    note = {row["node"]: row["note"] for row in diagram.MODEL}
+    label = {row["node"]: row["label"] for row in diagram.MODEL}
+    sealed = sum(topic["sealed"] for topic in t["topics"].values())
+    assert note["kind"].startswith(f"one of {len(t['kinds']['kind'])}")
+    assert note["topic"].startswith(f"one of {len(t['topics'])}, {sealed} of them sealed")
+    number = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    number += ["eleven", "twelve"]
+    fewest, most = (number[f(users.N_GOALS) - 1] for f in (min, max))
+    in_topic = {number[len(topic["goal"]) - 1] for topic in t["topics"].values()}
+    assert note["goals"].startswith(f"{fewest} to {most} of the topic's {' '.join(in_topic)}")
+    assert number[len(users.FACTS) - 4 - 1] in note["facts"]  # beyond the four that it names
+    assert number[len(users.STYLE) - 1] in note["manner"]
+    assert number[speaker.MAX_TURNS - 1] in label["exchange"]
+    assert number[max(synthetic._DIALOGUES) - 1] in label["user"]
+    assert all(f"{100 * h:.0f}" in note["helpfulness"] for h in assistants.HELPFULNESS.values())
+    assert all(f[:4] in note["reply"] for f in assistants.FAILURES)
 
 
 def test_median_interval_covers():
@@ -364,3 +433,53 @@ def test_sides_stop_reason_and_text():
         max(map(len, as_text([{"role": "user", "content": "word " * 90}], width=40).split("\n")))
         <= 40
     )
+
+
+SAID = [
+    {"role": "user", "content": "hello\nthere"},
+    {"role": "assistant", "content": "good day"},
+    {"role": "user", "content": "bye"},
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """Whole words are tokens, with the space before them."""
+    words = "system user assistant hello there good day bye"
+    return new_tokenizer([words, words.replace(" ", "\n")] * 9, vocab_size=1000)
+
+
+def test_trained_tokens_are_marked_one_by_one(tokenizer):
+    shown = show_trained_tokens(tokenizer, SAID)
+    assert repr(shown) == (
+        "6 of 25 tokens carry the loss: those in [brackets]\n\n"
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n"
+        "[hello][\n][there][<|eot_id|>]<|start_header_id|>assistant<|end_header_id|>\n\n"
+        "good day<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n[bye][<|eot_id|>]"
+    )
+    legend, page = shown.html.split("</div>", 1)
+    assert "6 of 25 tokens carry the loss: the <mark" in legend
+    tokens = re.findall(r'<(mark|span) style="([^"]*)">(.*?)</\1>', page, re.S)
+    trained = [text for tag, _, text in tokens if tag == "mark"]
+    end = "&lt;|eot_id|&gt;"
+    assert len(tokens) == 25 and trained == ["hello", "\n", "there", end, "bye", end]
+    small = {text for _, style, text in tokens if "font-size" in style}
+    assert len(small) == 4 and all(text.startswith("&lt;|") for text in small)
+    assert all("border-right" in style for _, style, _ in tokens) and "pre-wrap" in page
+
+
+def test_trained_tokens_of_the_assistant_and_of_nobody(tokenizer):
+    shown = show_trained_tokens(tokenizer, SAID, speaker="assistant")
+    assert "[good][ day][<|eot_id|>]" in repr(shown) and "[hello]" not in repr(shown)
+    assert "(no messages)" in repr(show_trained_tokens(tokenizer, []))
+
+
+@pytest.mark.parametrize("text", [*ATTACKS, "\U0001f600 a\u0301 \u4f60\u597d", "  two\n\n\n  lines\t.", "<|eot_id|>"])  # fmt: skip
+def test_the_tokens_of_a_text_stay_text(tokenizer, text):
+    said = [{"role": "system", "content": text}, {"role": "user", "content": text}]
+    page = show_trained_tokens(tokenizer, said).html
+    read = Reader(page)
+    assert read.tags == {"div", "span", "mark"} and read.attributes <= {"class", "style", "dir"}
+    assert read.open == 0 and "mathjax_ignore" in page
+    rendered = tokenizer.apply_chat_template(said, tokenize=False)
+    assert read.text.endswith(rendered) and "tokens are small." + rendered in read.text

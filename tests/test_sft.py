@@ -86,7 +86,7 @@ def loss_of(path: Path, data: list[Dialogue], s: SftSettings) -> float:
     return total / count
 
 
-# --- what is learned --------------------------------------------------------------------------------
+# --- what is learned ------------------------------------------------------------------------------
 
 
 def trained_text(tokenizer, dialogue: Dialogue, s: SftSettings) -> list[str]:
@@ -185,7 +185,7 @@ def test_model_is_what_inference_wants(whole):
     assert names >= {"model.safetensors", "README.md", "training.json", "chat_template.jinja"}
     assert not names & {"checkpoints", "training.json.part"}
     simulator = UserSimulator.from_pretrained(whole.path, max_new_tokens=8)
-    assert simulator.end_id is None and len(simulator.generate([[]], [0])) == 1
+    assert simulator.end_id is None and len(simulator.generate([TRAIN[0].messages], [0])) == 1
     card = (whole.path / "README.md").read_text()
     for text in ("library_name: transformers", f"{whole.best_loss:.4f}", "f00d", "| lr | 0.003 |"):
         assert text in card
@@ -211,12 +211,12 @@ def test_assistant_is_trained_by_the_same_function(tmp_path):
     result = train_sft(bare, VALIDATION, tmp_path / "m", s)
     assistant = ModelAssistant.from_pretrained(result.path, max_new_tokens=8)
     assert len(assistant.reply([TRAIN[0].messages[:1]], [0])) == 1
-    assert "# A assistant, without profiles" not in (result.path / "README.md").read_text()
+    assert "# An assistant, without profiles" in (result.path / "README.md").read_text()
     with pytest.raises(UspError, match="does not speak as the user"):
         UserSimulator.from_pretrained(result.path)
 
 
-# --- from a checkpoint ------------------------------------------------------------------------------
+# --- from a checkpoint ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("end_token", [False, True])
@@ -261,11 +261,13 @@ def test_base_without_template_or_header_tokens(release, tmp_path):
     simulator = UserSimulator.from_pretrained(result.path, max_new_tokens=4)
     vocabulary = simulator.tokenizer.get_vocab()
     assert simulator.engine.stop_ids == sorted([vocabulary["</s>"], vocabulary["<|eot_id|>"]])
-    assert simulator.tokenizer.decode(simulator.prompt([])).startswith("<|start_header_id|>")
+    assert simulator.tokenizer.decode(simulator.prompt(TRAIN[0].messages)).startswith(
+        "<|start_header_id|>"
+    )
     assert loss_of(result.path, VALIDATION, s) == pytest.approx(result.best_loss, rel=1e-4)
 
 
-# --- going on ---------------------------------------------------------------------------------------
+# --- going on -------------------------------------------------------------------------------------
 
 
 def test_finished_run_is_returned_without_training(whole, monkeypatch):
@@ -301,7 +303,9 @@ from usp_lab import trainer
 from usp_lab.data import Dialogue
 from usp_lab.sft import SftSettings, train_sft
 torch.set_num_threads(1)
-trainer.Bar.on_step_end = lambda self, args, state, *a, **k: time.sleep(0.3 * (state.global_step > 14))
+def slow(self, args, state, *rest, **more):
+    time.sleep(0.3 * (state.global_step > 14))
+trainer.Bar.on_step_end = slow
 job = json.load(open(sys.argv[1]))
 rows = [[Dialogue(**d) for d in job[k]] for k in ("train", "validation")]
 train_sft(*rows, job["out"], SftSettings(**job["settings"]), "f00d")
@@ -403,11 +407,11 @@ def test_patience():
 
 
 def test_schedule_shows_each_row_once_an_epoch_in_batches_of_like_length():
-    lengths = list(np.random.default_rng(0).integers(10, 500, size=100))
-    rows = trainer.schedule(lengths, batch=4, steps=50, seed=0)
-    assert sorted(rows) == sorted([*range(100)] * 2)
-    assert sorted(rows[:100]) == [*range(100)] and rows[:100] != rows[100:]
-    assert rows == trainer.schedule(lengths, 4, 50, 0) != trainer.schedule(lengths, 4, 50, 1)
+    lengths = list(np.random.default_rng(0).integers(10, 500, size=96))
+    rows = trainer.schedule(lengths, batch=4, steps=48, seed=0)
+    assert sorted(rows) == sorted([*range(96)] * 2)
+    assert sorted(rows[:96]) == [*range(96)] and rows[:96] != rows[96:]
+    assert rows == trainer.schedule(lengths, 4, 48, 0) != trainer.schedule(lengths, 4, 48, 1)
     spread = np.ptp(np.array(lengths)[rows].reshape(-1, 4), axis=1).mean()
     assert (
         spread
@@ -416,7 +420,7 @@ def test_schedule_shows_each_row_once_an_epoch_in_batches_of_like_length():
     assert sorted(trainer.schedule([5, 6], batch=3, steps=2, seed=0)) == [0, 0, 0, 1, 1, 1]
 
 
-# --- TRL --------------------------------------------------------------------------------------------
+# --- TRL ------------------------------------------------------------------------------------------
 
 
 def test_same_loss_and_gradients_as_stock_trl(whole, tmp_path):
@@ -437,16 +441,14 @@ def test_same_loss_and_gradients_as_stock_trl(whole, tmp_path):
             loss = each.compute_loss(each.model, dict(batch), num_items_in_batch=count)
             loss.backward()
             found.append((loss, {n: p.grad.clone() for n, p in each.model.named_parameters()}))
-        _, outputs = trainer.CpuSFTTrainer.compute_loss(
-            each, each.model, batch, return_outputs=True
-        )
+    _, outputs = each.compute_loss(each.model, dict(batch), return_outputs=True)
     assert len(outputs.logits) == (batch["labels"] != -100).sum()
     for (a, grads_a), (b, grads_b) in zip(found[:2], found[2:], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=0)
         for name in grads_a:
             torch.testing.assert_close(grads_a[name], grads_b[name], rtol=1e-4, atol=1e-6)
     assert trainer.trainer_class() is (
-        SFTTrainer if torch.cuda.is_available() else trainer.CpuSFTTrainer
+        trainer.TokenMeanTrainer if torch.cuda.is_available() else trainer.CpuSFTTrainer
     )
 
 
@@ -458,7 +460,7 @@ def test_micro_batches_change_nothing(whole, tmp_path):
     assert result.best_loss == pytest.approx(plain.best_loss, rel=1e-4)
 
 
-# --- from the command line --------------------------------------------------------------------------
+# --- from the command line ------------------------------------------------------------------------
 
 
 def options(s: SftSettings) -> list[str]:
@@ -479,8 +481,7 @@ def test_two_processes_train_as_one(tmp_path):
         "torch.distributed.run",
         "--nproc_per_node",
         "2",
-        "--master_port",
-        "0",
+        "--standalone",
         "-m",
         "usp_lab.sft",
     ]
@@ -496,7 +497,7 @@ def test_two_processes_train_as_one(tmp_path):
     two = json.loads((tmp_path / "two" / "training.json").read_text())
     for a, b in zip(one.history, two["history"], strict=True):
         for name in {"loss", "eval_loss"} & a.keys():
-            assert a[name] == pytest.approx(b[name], rel=2e-3 if name == "eval_loss" else 1e-4)
+            assert a[name] == pytest.approx(b[name], rel=1e-4)
     ours, theirs = weights(one.path), weights(tmp_path / "two")
     for name in ours:  # Adam divides by the gradient's size, so rounding shows in single weights
         assert (ours[name] - theirs[name]).abs().max() < 1e-3
@@ -516,7 +517,7 @@ def test_help_names_every_setting():
     [
         (["--data", "none.jsonl"], "none.jsonl"),
         (["--batch", "0"], "batch must be above 0, not 0"),
-        (["--speaker", "system"], "speaker must be 'user' or 'assistant', not 'system'"),
+        (["--speaker", "system"], "speaker must be 'user'"),
         (["--speaker", "assistant", "--end-token"], "an assistant does not end dialogues"),
         (["--lora", "-1"], "lora must be 0 or more, not -1"),
         (["--size", "7b"], "no model size '7b'; choose one of"),

@@ -49,7 +49,7 @@ def assistant(tmp_path_factory) -> ModelAssistant:
     return ModelAssistant.from_pretrained(folder, max_new_tokens=12)
 
 
-# --- the simulator ----------------------------------------------------------------------------------
+# --- the simulator --------------------------------------------------------------------------------
 
 
 def test_example_of_the_release(release):
@@ -157,7 +157,7 @@ def test_end_of_dialogue_token_is_one_text(sim):
     assert ending._text([eot]) == "" == sim._text([eot])
 
 
-# --- the loop ---------------------------------------------------------------------------------------
+# --- the loop -------------------------------------------------------------------------------------
 
 
 @dataclass

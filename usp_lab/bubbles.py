@@ -1,7 +1,8 @@
-"""Dialogues as chat bubbles in notebooks: the user on the right, the assistant on the left.
+"""Dialogues in notebooks: as chat bubbles, the user on the right, or as the tokens trained on.
 
     show_dialogue(dialogue.messages, title="usp", profile=dialogue.profile, stop=dialogue.stop)
     side_by_side([show_dialogue(real, title="real"), show_dialogue(simulated, title="usp")])
+    show_trained_tokens(tokenizer, dialogue.messages)
 
 Every text is shown as it is: HTML, markdown and formulas in it stay text. No JavaScript and no style
 sheet; half-transparent colours on the page's own make it legible in light and dark themes.
@@ -12,15 +13,18 @@ import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-from usp_lab.chat import Message
+from usp_lab.chat import Message, chat_template, trained_mask
 from usp_lab.metrics import copied_phrases
 
 _USER, _ASSISTANT = "rgba(0,114,178,.2)", "rgba(128,128,128,.2)"  # Okabe & Ito's blue, grey
 _MARK = "background:rgba(230,159,0,.45);color:inherit;border-bottom:2px solid rgba(230,159,0,.9)"
+_TRAINED = "background:rgba(0,114,178,.25);color:inherit;border-bottom:2px solid rgba(0,114,178,.8)"
 _TEXT = "white-space:pre-wrap;overflow-wrap:anywhere;text-align:start"
 _SMALL = f"font-size:.85em;opacity:.75;margin:.2em 0;{_TEXT}"
 _BOX = "border:1px dashed rgba(128,128,128,.6);border-radius:.5em;padding:.4em .7em;margin:.4em 0"
+_CUT = "border-right:1px solid rgba(128,128,128,.5)"  # after each token
 # MathJax (JupyterLab's, nbconvert's) leaves elements of these classes alone: "$5 or $6" is no formula.
 _ROOT = 'class="mathjax_ignore tex2jax_ignore" style="color:inherit;line-height:1.35;{}"'
 # C0 and C1 but for line feed and tab, and the two that turn the direction of what follows.
@@ -85,6 +89,47 @@ def side_by_side(dialogues: Sequence[Bubbles]) -> Bubbles:
     return Bubbles(
         f"<div {_ROOT.format(grid)}>{cells}</div>", "\n\n".join(d.text for d in dialogues)
     )
+
+
+def show_trained_tokens(tokenizer, messages: Sequence[Message], speaker: str = "user") -> Bubbles:
+    """Show the tokens that a dialogue is trained as, and which of them carry the loss.
+
+    A character of several tokens stands on the first of them. In a terminal, tokens that carry the
+    loss are in brackets.
+
+    Args:
+        tokenizer: a fast tokenizer (it knows where in the text each token begins).
+        messages: in order, as in training.
+        speaker: whose turns are learned: "user", "assistant" or "both".
+    """
+    if not messages:
+        return show_dialogue([])
+    ids, mask = trained_mask(tokenizer, messages, speaker)
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    count = f"{sum(mask)} of {len(ids)} tokens carry the loss"
+    shown, plain = [], [f"{count}: those in [brackets]\n\n"]
+    pieces = _pieces(tokenizer, messages, speaker)
+    for i, piece, trained in zip(ids, pieces, mask, strict=True):
+        tag, style = ("mark", f"{_TRAINED};{_CUT}") if trained else ("span", _CUT)
+        style += ";font-size:.65em" if i in special else ""
+        text = _clean(piece)
+        shown.append(f'<{tag} style="{style}">{html.escape(text)}</{tag}>')
+        plain.append(f"[{text}]" if trained else text)
+    legend = f'{count}: the <mark style="{_TRAINED}">shaded</mark> ones. Thin lines end tokens; special tokens are small.'
+    body = f'<div style="{_SMALL}">{legend}</div><div dir="auto" style="{_TEXT}">{"".join(shown)}</div>'
+    return Bubbles(f"<div {_ROOT.format('max-width:60em')}>{body}</div>", "".join(plain))
+
+
+def _pieces(tokenizer, messages: Sequence[Message], speaker: str) -> list[str]:
+    """Return the text of each token; joined they are the rendered dialogue."""
+    text = tokenizer.apply_chat_template(
+        list(messages), chat_template=chat_template(speaker), tokenize=False
+    )
+    again = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ends = [0]  # a token may reach back over a space that its offsets leave out
+    for _, end in again["offset_mapping"]:
+        ends.append(max(end, ends[-1]))
+    return [text[a:b] for a, b in pairwise(ends)]
 
 
 def as_text(

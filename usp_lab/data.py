@@ -126,7 +126,12 @@ class Corpus(Sequence):
 
 
 def load_dialogues(
-    source: str | Path = "population", *, n: int | None = None, seed: int = 0, on_bad: str = "raise"
+    source: str | Path = "population",
+    *,
+    n: int | None = None,
+    seed: int = 0,
+    on_bad: str = "raise",
+    topics: int | None = None,
 ) -> Corpus:
     """Load dialogues and split them.
 
@@ -139,6 +144,7 @@ def load_dialogues(
         seed: of the population, and of the split of what comes without one.
         on_bad: "raise" names the first bad row; "skip" leaves bad rows out and counts them by
             reason in ``skipped``.
+        topics: of the population, how many of its open topics; all when None.
 
     Raises:
         UspError: unknown source, unreadable file, bad row under "raise", nothing left, no training
@@ -150,7 +156,7 @@ def load_dialogues(
         raise UspError(f"n must be at least 1, not {n}")
     source = str(source)
     if source == "population":
-        return _population(n or POPULATION_SIZE, seed)
+        return _population(n or POPULATION_SIZE, seed, topics)
     skipped: Counter[str] = Counter()
     read = _read(source, n, on_bad, skipped)
     if not any(read.values()):
@@ -206,13 +212,13 @@ def _split(
 # --- the population -------------------------------------------------------------------------------
 
 
-def _population(n: int, seed: int) -> Corpus:
+def _population(n: int, seed: int, topics: int | None) -> Corpus:
     """Draw the population, or read it from the cache (same n, seed and fingerprint)."""
     from usp_lab import users
 
-    path = _cache_dir() / f"population-{users.fingerprint()}-{n}-{seed}.jsonl"
+    path = _cache_dir() / f"population-{users.fingerprint()}-{n}-{topics or 'all'}-{seed}.jsonl"
     if not path.exists():
-        splits = _draw_population(n, seed)
+        splits = _draw_population(n, seed, topics)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as e:
@@ -231,17 +237,17 @@ def _population(n: int, seed: int) -> Corpus:
     return Corpus("population", splits)
 
 
-def _draw_population(n: int, seed: int) -> dict[str, list[Dialogue]]:
+def _draw_population(n: int, seed: int, topics: int | None) -> dict[str, list[Dialogue]]:
     from usp_lab import synthetic
 
     sizes = {s: max(2, round(n * share)) for s, share in _SHARES.items()}
-    splits = {"train": synthetic.draw("train", max(2, n - sum(sizes.values())), seed)}
+    splits = {"train": synthetic.draw("train", max(2, n - sum(sizes.values())), seed, topics)}
     for split, size in sizes.items():
         sealed = {
             "sealed_phrasings": split == "test_new_phrasings",
             "sealed_topics": split == "test_new_topics",
         }
-        splits[split] = synthetic.draw(split, size, seed, **sealed)
+        splits[split] = synthetic.draw(split, size, seed, topics, **sealed)
     return without_leaks(splits)[0]
 
 

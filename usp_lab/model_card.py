@@ -14,7 +14,8 @@ def model_card(s: "SftSettings", result: "SftResult", parameters: int, fingerpri
     """Return a model card (markdown) written from what a training did."""
     base = Path(s.base).name if Path(s.base).is_dir() else s.base
     start = f"from {base}" if base else "from scratch"
-    role = "user simulator" if s.speaker == "user" else "assistant"
+    roles = {"user": "A user simulator", "assistant": "An assistant", "both": "A dialogue model"}
+    whose = "all" if s.speaker == "both" else s.speaker
     given = (
         "conditioned on a profile in the system message" if s.reads_profile else "without profiles"
     )
@@ -31,11 +32,11 @@ pipeline_tag: text-generation
 tags: [user-simulation]
 ---
 
-# A {role}, {given}
+# {roles[s.speaker]}, {given}
 
 {parameters:,} parameters, {start}, trained by `usp_lab.sft` after USP (arXiv 2502.18968): loss on
-{s.speaker} turns and their `<|eot_id|>` alone. Best validation loss: {result.best_loss:.4f} nats a
-token (mean of batches). Data fingerprint: {fingerprint or "not given"}. {end}
+{whose} turns and their `<|eot_id|>` alone. Best validation loss: {result.best_loss:.4f} nats a
+trained token. Data fingerprint: {fingerprint or "not given"}. {end}
 
 {counts}
 

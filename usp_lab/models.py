@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 
 import huggingface_hub
@@ -47,10 +46,6 @@ LLAMA3_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-
-
-# Names of the small models that come with the package -> their folders under usp_lab/embedded/.
-EMBEDDED = {"embedded-base": "base"}
 
 
 @dataclass(frozen=True)
@@ -182,16 +177,19 @@ def _size(folder: Path) -> float:
     return sum(p.stat().st_size for p in folder.iterdir() if p.is_file())
 
 
+def local_folder(path: str | Path) -> Path | None:
+    """Return a path that exists, None for a hub id."""
+    return Path(path) if Path(path).exists() else None
+
+
 def _source(path: str | Path, what: str) -> str:
-    """Return where to load from: an embedded model, a folder, a hub id, or (hub out of reach) its folder in the cache.
+    """Return where to load from: a folder, a hub id, or (hub out of reach) its folder in the cache.
 
     transformers itself asks an unreachable hub again and again for most of a minute.
     """
     name = str(path)
-    if name in EMBEDDED:
-        return str(resources.files("usp_lab") / "embedded" / EMBEDDED[name])
-    if Path(path).exists():
-        return name
+    if folder := local_folder(path):
+        return str(folder)
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise UspError(f"{what} {path}: no such folder; give one, or a hub id (owner/name)")
     try:

@@ -35,19 +35,19 @@ class SftSettings:
     """What decides a training run. Defaults are for the population on a CPU.
 
     Attributes:
-        speaker: whose turns are learned, "user" (a simulator), "assistant" (its partner), or "both" (a base language
-            model to start the others from; it is never told a profile).
+        speaker: whose turns are learned, "user" (a simulator), "assistant" (its partner), or "both"
+            (a base language model to start the others from; it is never told a profile).
         with_profile: put the profile in the system message; False is the profile-free baseline
             (`plato`).
         end_token: end each dialogue with a user turn that is the end-of-dialogue token.
-        base: checkpoint to start from: a folder, a hub id, or "embedded-base", the small language
-            model that comes with the package; "" starts from scratch at ``size``.
+        base: checkpoint to start from (folder or hub id); "" starts from scratch at ``size``.
         size: a name in `models.SIZES`; vocab_size: of the tokenizer trained along.
         lora: rank of LoRA adapters, merged at the end; 0 trains all weights.
         epochs, max_steps: length; max_steps > 0 wins.
         batch: dialogues a step, over all processes; micro_batch: of these, how many a process
             computes at once (0: all of its own).
         lr: peak learning rate (cosine, warm-up 0.1 of the steps).
+        optimizer: "adamw", or "muon" for small models on one machine (`optim.MuonAdamW`).
         max_length: tokens a dialogue at the most; the rest is cut at whole turns and counted.
         patience: evaluations without a better validation loss before stopping early; evals:
             evaluations in a run.
@@ -66,6 +66,7 @@ class SftSettings:
     batch: int = 16
     micro_batch: int = 0
     lr: float = 3e-3
+    optimizer: str = "adamw"
     max_length: int = 1024
     patience: int = 3
     evals: int = 8
@@ -81,6 +82,11 @@ class SftSettings:
         for name in ("vocab_size", "epochs", "batch", "lr", "max_length", "patience", "evals"):
             if getattr(self, name) <= 0:
                 raise UspError(f"{name} must be above 0, not {getattr(self, name)}")
+        if self.optimizer not in ("adamw", "muon") or (self.lora and self.optimizer == "muon"):
+            raise UspError(
+                f"optimizer={self.optimizer!r} with lora={self.lora}; choose adamw, or muon without "
+                "lora"
+            )
         for name in ("lora", "max_steps", "micro_batch"):
             if getattr(self, name) < 0:
                 raise UspError(f"{name} must be 0 or more, not {getattr(self, name)}")
@@ -162,6 +168,7 @@ def train_sft(
 
 def _train(train, validation, out: Path, s: SftSettings, key: str, fingerprint: str) -> SftResult:
     from usp_lab.models import quiet_bars
+    from usp_lab.optim import MuonAdamW
     from usp_lab.trainer import (
         Bar,
         EarlyStop,
@@ -170,6 +177,7 @@ def _train(train, validation, out: Path, s: SftSettings, key: str, fingerprint: 
         prepare_folder,
         quiet,
         schedule,
+        share_evenly,
         trainer_class,
     )
 
@@ -190,13 +198,15 @@ def _train(train, validation, out: Path, s: SftSettings, key: str, fingerprint: 
         model=model,
         args=args,
         train_dataset=rows.select(order),
-        eval_dataset=encode(validation, tokenizer, s, counts, "validation"),
+        eval_dataset=share_evenly(encode(validation, tokenizer, s, counts, "validation"), args),
         processing_class=tokenizer,
         peft_config=_lora(model, s),
+        optimizers=(MuonAdamW(model, s.lr) if s.optimizer == "muon" else None, None),
     )
     quiet(trainer, stop, Bar(out.name))
     with quiet_bars():
         trainer.train(resume_from_checkpoint=last and str(last))
+    trainer.accelerator.wait_for_everyone()  # each has loaded the best weights
     curve = [h for h in trainer.state.log_history if "loss" in h or "eval_loss" in h]
     result = SftResult(out, curve, dict(counts), state.get("global_step", 0))
     if trainer.is_world_process_zero():
@@ -259,9 +269,13 @@ def _lora(model, s: SftSettings):
 def _key(train, validation, s: SftSettings) -> str:
     """Return 16 hex digits over everything that decides the weights."""
     digest = hashlib.sha256(json.dumps(asdict(s)).encode())
-    for path in sorted(Path(s.base).glob("*.safetensors")) if s.base else []:
-        with path.open("rb") as f:
-            digest.update(hashlib.file_digest(f, "sha256").digest())
+    if s.base:
+        from usp_lab.models import local_folder
+
+        folder = local_folder(s.base)
+        for path in sorted(folder.glob("*.safetensors")) if folder else []:
+            with path.open("rb") as f:
+                digest.update(hashlib.file_digest(f, "sha256").digest())
     for dialogues in (train, validation):
         for d in dialogues:
             digest.update(json.dumps(to_messages(d, s)).encode() + b"\n")
@@ -310,7 +324,10 @@ def _finished(out: Path, key: str) -> SftResult | None:
 
 
 def history_table(results: Mapping[str, SftResult]):
-    """Return learning curves as one table (pandas): model, step, loss, split ("train" or "validation")."""
+    """Return learning curves as one pandas table: model, step, loss, split.
+
+    ``split`` is "train" or "validation".
+    """
     import pandas as pd
 
     rows = [

@@ -21,23 +21,14 @@ from usp_lab.users import FACTS, TRAITS, tables
 
 MAX_TURNS = 12
 _REGISTERS = ("blunt", "plain", "roundabout")
-_OPENING_ASIDES = {
-    "terse": (0.75, 0.25, 0.0),
-    "medium": (0.3, 0.6, 0.1),
-    "wordy": (0.0, 0.45, 0.55),
-}  # 0, 1, 2
-_LATER_ASIDE = {"terse": 0.12, "medium": 0.4, "wordy": 0.85}  # one aside in a later turn
-_LEAD_IN = {"terse": 0.05, "medium": 0.25, "wordy": 0.45}  # "Another question for you."
-_TAKE_UP = {
-    "terse": 0.35,
-    "medium": 0.8,
-    "wordy": 0.95,
-}  # a word on a helpful reply before going on
-_TONE = {"terse": 0.15, "medium": 0.4, "wordy": 0.6}  # courtesies around the first request
-_TOPICAL, _OWN_TRAIT = (
-    12.0,
-    0.8,
-)  # weight of an aside on the topic itself and of a trait, against a fact's 1
+# By length: how often an opening has 0, 1 or 2 asides, a later turn one; "Another question for you."
+# before a request; a word on a helpful reply before going on; courtesies around the first request.
+_OPENING_ASIDES = {"terse": (75, 25, 0), "medium": (35, 60, 5), "wordy": (0, 35, 65)}
+_LATER_ASIDE = {"terse": 0.12, "medium": 0.36, "wordy": 0.88}
+_LEAD_IN = {"terse": 0.05, "medium": 0.2, "wordy": 0.45}
+_TAKE_UP = {"terse": 0.35, "medium": 0.8, "wordy": 0.95}
+_TONE = {"terse": 0.15, "medium": 0.35, "wordy": 0.6}
+_TOPICAL, _OF_TRAIT = 12.0, 0.8  # weights of asides on the topic and of traits; a fact's is 1
 _LOOSE = {"gender": 0.4, "place": 0.7}  # facts whose asides seldom have to do with the matter
 _BASE_HAZARD = {"short": 0.05, "medium": 0.025, "long": 0.01}
 _ANNOYED_HAZARD = {"short": 0.35, "medium": 0.18, "long": 0.08}  # per request left unhelped
@@ -430,5 +421,5 @@ def asides(task: Task) -> list[tuple[str, list[str], float]]:
             t["attributes"]["place"]["show"] if f == "place" else t["attributes"][f][z[f]]["show"]
         )
         out.append((f, texts, _LOOSE.get(f, 1.0)))
-    out += [(a, t["manner"]["trait"][a][z[a]]["show"], _OWN_TRAIT) for a in TRAITS if z[a] != "mid"]
+    out += [(a, t["manner"]["trait"][a][z[a]]["show"], _OF_TRAIT) for a in TRAITS if z[a] != "mid"]
     return out

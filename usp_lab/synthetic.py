@@ -13,6 +13,7 @@ from random import Random
 from usp_lab.assistants import FAILURES, HELPFULNESS, Intent, ScriptedAssistant, fill, goal_of
 from usp_lab.chat import Message
 from usp_lab.data import Dialogue
+from usp_lab.errors import UspError
 from usp_lab.speaker import PopulationUser, Task
 from usp_lab.surface import shows
 from usp_lab.users import FACTS, STYLE, TRAITS, draw_task, draw_user, tables
@@ -177,7 +178,11 @@ def twin(dialogue: Dialogue, draw: int = 1) -> Dialogue:
 
 
 def users(
-    prefix: str, seed: int, sealed_phrasings: bool = False, sealed_topics: bool = False
+    prefix: str,
+    seed: int,
+    sealed_phrasings: bool = False,
+    sealed_topics: bool = False,
+    topics: int | None = None,
 ) -> Iterator[list[Dialogue]]:
     """Draw users without end; each comes with its dialogues, on different topics.
 
@@ -186,7 +191,13 @@ def users(
         seed: the population's seed.
         sealed_phrasings: use the phrasings that training never sees.
         sealed_topics: use the topics that training never sees.
+        topics: how many of the open topics there are, taken evenly from their sorted names; all
+            when None. A model of a few minutes learns a smaller world.
+
+    Raises:
+        UspError: fewer than 8 topics (users have dialogues on up to 5) or more than there are.
     """
+    left_out = _left_out(topics)
     i = 0
     while True:
         user_id = f"{prefix}-{seed}-{i}"
@@ -194,7 +205,8 @@ def users(
         kind, z = draw_user(rng)
         dialogues, seen = [], []
         for j in range(rng.choices(list(_DIALOGUES), list(_DIALOGUES.values()))[0]):
-            topic, goals = draw_task(kind, z, rng, sealed=sealed_topics, not_topics=seen)
+            not_topics = [*seen, *left_out]
+            topic, goals = draw_task(kind, z, rng, sealed=sealed_topics, not_topics=not_topics)
             seen.append(topic)
             slots = {
                 name: rng.choice(values)
@@ -209,10 +221,22 @@ def users(
         i += 1
 
 
-def draw(prefix: str, n: int, seed: int, **sealed: bool) -> list[Dialogue]:
-    """Draw n dialogues of whole users (the last user may be cut short)."""
+def _left_out(topics: int | None) -> list[str]:
+    names = sorted(k for k, t in tables()["topics"].items() if not t["sealed"])
+    if topics is None:
+        return []
+    if not 8 <= topics <= len(names):
+        raise UspError(f"topics must lie between 8 and {len(names)}, not {topics}")
+    kept = {names[i * len(names) // topics] for i in range(topics)}
+    return [n for n in names if n not in kept]
+
+
+def draw(
+    prefix: str, n: int, seed: int, topics: int | None = None, **sealed: bool
+) -> list[Dialogue]:
+    """Draw n dialogues of whole users (the last user may be cut short); see `users`."""
     out: list[Dialogue] = []
-    for dialogues in users(prefix, seed, **sealed):
+    for dialogues in users(prefix, seed, topics=topics, **sealed):
         out += dialogues
         if len(out) >= n:
             return out[:n]

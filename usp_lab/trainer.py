@@ -1,16 +1,19 @@
 """TRL's trainer as we use it: at CPU speed, quiet, and the same when interrupted or spread out."""
 
 import json
+import logging
 import math
 import os
 import shutil
 import sys
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from datasets import Dataset, concatenate_datasets
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
@@ -21,8 +24,26 @@ if TYPE_CHECKING:
     from usp_lab.sft import SftSettings
 
 
-class CpuSFTTrainer(SFTTrainer):
-    """TRL's trainer with a plain output layer; same loss, same gradients.
+class TokenMeanTrainer(SFTTrainer):
+    """TRL's trainer whose validation loss is the mean over trained tokens.
+
+    The library's is a mean over dialogues of their batch's mean, and so depends on the batches.
+    """
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Weigh a batch's loss by its trained tokens."""
+        loss, *rest = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        labels = inputs["labels"]
+        return loss * (labels != -100).sum() / len(labels) / self._tokens_a_dialogue, *rest
+
+    @cached_property
+    def _tokens_a_dialogue(self) -> float:
+        rows = self.eval_dataset["labels"]
+        return sum(label != -100 for labels in rows for label in labels) / len(rows)
+
+
+class CpuSFTTrainer(TokenMeanTrainer):
+    """The same with a plain output layer; same loss, same gradients.
 
     TRL projects trained positions through tiles made for Triton kernels; their eager form takes
     most of a CPU step (`benchmarks/sft.py`). Here a hook selects the trained positions and one
@@ -44,11 +65,9 @@ class CpuSFTTrainer(SFTTrainer):
         target = torch.nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=-100)
         trained = self._trained = target != -100
         try:
-            outputs = model(
-                input_ids=inputs["input_ids"],
-                attention_mask=inputs["attention_mask"],
-                use_cache=False,
-            )
+            # No attention mask: padding is on the right, where causal attention never looks from a
+            # trained token, and without a mask attention takes its faster path.
+            outputs = model(input_ids=inputs["input_ids"], use_cache=False)
         finally:
             self._trained = None
         loss = torch.nn.functional.cross_entropy(
@@ -63,7 +82,7 @@ class CpuSFTTrainer(SFTTrainer):
 
 def trainer_class() -> type[SFTTrainer]:
     """Return the faster trainer for this machine."""
-    return SFTTrainer if torch.cuda.is_available() else CpuSFTTrainer
+    return TokenMeanTrainer if torch.cuda.is_available() else CpuSFTTrainer
 
 
 def arguments(s: "SftSettings", folder: Path, steps: int) -> SFTConfig:
@@ -90,6 +109,7 @@ def arguments(s: "SftSettings", folder: Path, steps: int) -> SFTConfig:
         adam_beta2=0.95,
         bf16=s.bf16,
         activation_checkpointing=cuda,
+        ddp_find_unused_parameters=False,
         use_cpu=not cuda,
         dataloader_pin_memory=cuda,
         seed=s.seed,
@@ -107,7 +127,9 @@ def arguments(s: "SftSettings", folder: Path, steps: int) -> SFTConfig:
 
 
 def quiet(trainer: SFTTrainer, *callbacks: TrainerCallback) -> None:
-    """Replace the library's bar and its line a log by callbacks of ours, and stop a false alarm."""
+    """Replace the library's bar and its line a log by callbacks of ours, and stop false alarms."""
+    # It would speak of special tokens that it aligns, and of checkpoints of one second.
+    logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
     for shown in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(shown)
     for callback in callbacks:
@@ -191,6 +213,13 @@ def schedule(lengths: Sequence[int], batch: int, steps: int, seed: int) -> list[
         part = part[np.argsort(-lengths[part], kind="stable")]
         out.append(rng.permutation(part.reshape(-1, batch)).ravel())
     return np.concatenate(out).tolist()
+
+
+def share_evenly(rows: Dataset, args: SFTConfig) -> Dataset:
+    """Fill up with rows that carry no loss, where processes would otherwise see some rows twice."""
+    short = -len(rows) % (args.world_size * args.eval_batch_size) if args.world_size > 1 else 0
+    blank = {"input_ids": [[0]] * short, "labels": [[-100]] * short}
+    return concatenate_datasets([rows, Dataset.from_dict(blank, features=rows.features)])
 
 
 def prepare_folder(folder: Path, key: str) -> None:

@@ -1,0 +1,49 @@
+"""Muon for the matrices of a small model's layers, AdamW for the rest: the same loss after about 0.6 of AdamW's tokens here (`benchmarks/sft.py`)."""
+
+import torch
+from torch import nn
+
+MUON_LR = 5.0  # Muon's learning rate is this many times AdamW's: its updates have unit spectral norm
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Two of torch's optimizers behind one interface, so that a trainer can schedule, save and restore them as one.
+
+    Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) orthogonalises the momentum of matrices; embeddings, norms and biases are AdamW's.
+    For one process or DDP; sharded training (FSDP, DeepSpeed) keeps AdamW.
+    """
+
+    def __init__(self, model: nn.Module, lr: float, weight_decay: float = 0.1, betas: tuple[float, float] = (0.9, 0.95)) -> None:
+        trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        matrices = [p for n, p in trained if p.ndim == 2 and ".layers." in f".{n}"]
+        chosen = {id(p) for p in matrices}
+        rest = [p for _, p in trained if id(p) not in chosen]
+        self._parts = [
+            torch.optim.Muon(matrices, lr=MUON_LR * lr, weight_decay=weight_decay),
+            torch.optim.AdamW(rest, lr=lr, betas=betas, weight_decay=weight_decay),
+        ]
+        super().__init__([{"params": [p for _, p in trained]}], {"lr": lr})
+        self.param_groups = [g for part in self._parts for g in part.param_groups]  # shared: a scheduler's changes arrive
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """Take a step with both."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for part in self._parts:
+            part.step()
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of all parameters."""
+        for part in self._parts:
+            part.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict:
+        """Return both states."""
+        return {"parts": [part.state_dict() for part in self._parts]}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Take both states back."""
+        for part, state in zip(self._parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = [g for part in self._parts for g in part.param_groups]
