@@ -72,14 +72,15 @@ def style_auc(simulated: Sequence[Dialogue], targets: Sequence[Dialogue], seed: 
 
     def value(rows: np.ndarray) -> float:
         s, y = scores[rows], labels[rows]
-        return float(np.mean([stats._auc(s[:, h], y[:, h]) for h in range(s.shape[1]) if 0 < y[:, h].sum() < len(y)]))
+        both = [h for h in range(s.shape[1]) if 0 < y[:, h].sum() < len(y)]
+        return float(np.mean([stats._auc(s[:, h], y[:, h]) for h in both])) if both else np.nan
 
     members: dict[str, list[int]] = {}
     for i, u in enumerate(users):
         members.setdefault(u, []).append(i)
     groups, rng = [np.array(m) for m in members.values()], np.random.default_rng(seed)
     drawn = [value(np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))])) for _ in range(draws)]
-    low, high = np.percentile(drawn, [2.5, 97.5]).tolist()
+    low, high = np.nanpercentile(drawn, [2.5, 97.5]).tolist() if not np.isnan(drawn).all() else (np.nan, np.nan)
     return stats.Estimate(value(np.arange(len(users))), low, high, len(users), "user")
 
 

@@ -132,6 +132,7 @@ def load_dialogues(
     seed: int = 0,
     on_bad: str = "raise",
     topics: int | None = None,
+    phrasings: int = 0,
 ) -> Corpus:
     """Load dialogues and split them.
 
@@ -144,7 +145,7 @@ def load_dialogues(
         seed: of the population, and of the split of what comes without one.
         on_bad: "raise" names the first bad row; "skip" leaves bad rows out and counts them by
             reason in ``skipped``.
-        topics: of the population, how many of its open topics; all when None.
+        topics, phrasings: make the population's world smaller, see `synthetic.users`.
 
     Raises:
         UspError: unknown source, unreadable file, bad row under "raise", nothing left, no training
@@ -156,7 +157,7 @@ def load_dialogues(
         raise UspError(f"n must be at least 1, not {n}")
     source = str(source)
     if source == "population":
-        return _population(n or POPULATION_SIZE, seed, topics)
+        return _population(n or POPULATION_SIZE, seed, topics, phrasings)
     skipped: Counter[str] = Counter()
     read = _read(source, n, on_bad, skipped)
     if not any(read.values()):
@@ -212,13 +213,16 @@ def _split(
 # --- the population -------------------------------------------------------------------------------
 
 
-def _population(n: int, seed: int, topics: int | None) -> Corpus:
+def _population(n: int, seed: int, topics: int | None, phrasings: int) -> Corpus:
     """Draw the population, or read it from the cache (same n, seed and fingerprint)."""
     from usp_lab import users
 
-    path = _cache_dir() / f"population-{users.fingerprint()}-{n}-{topics or 'all'}-{seed}.jsonl"
+    path = (
+        _cache_dir()
+        / f"population-{users.fingerprint()}-{n}-{topics or 'all'}-{phrasings or 'all'}-{seed}.jsonl"
+    )
     if not path.exists():
-        splits = _draw_population(n, seed, topics)
+        splits = _draw_population(n, seed, topics, phrasings)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as e:
@@ -237,17 +241,21 @@ def _population(n: int, seed: int, topics: int | None) -> Corpus:
     return Corpus("population", splits)
 
 
-def _draw_population(n: int, seed: int, topics: int | None) -> dict[str, list[Dialogue]]:
+def _draw_population(
+    n: int, seed: int, topics: int | None, phrasings: int
+) -> dict[str, list[Dialogue]]:
     from usp_lab import synthetic
 
     sizes = {s: max(2, round(n * share)) for s, share in _SHARES.items()}
-    splits = {"train": synthetic.draw("train", max(2, n - sum(sizes.values())), seed, topics)}
+    splits = {
+        "train": synthetic.draw("train", max(2, n - sum(sizes.values())), seed, topics, phrasings)
+    }
     for split, size in sizes.items():
         sealed = {
             "sealed_phrasings": split == "test_new_phrasings",
             "sealed_topics": split == "test_new_topics",
         }
-        splits[split] = synthetic.draw(split, size, seed, topics, **sealed)
+        splits[split] = synthetic.draw(split, size, seed, topics, phrasings, **sealed)
     return without_leaks(splits)[0]
 
 

@@ -158,7 +158,7 @@ def train_sft(
         return _train(train, validation, out, s, key, fingerprint)
     except Exception as e:  # the libraries wrap a full disk in errors of their own
         full = isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or "No space left" in str(e) or "file write failed" in str(e):
+        if full or "No space left" in str(e) or "inline_container" in str(e):  # torch's writer
             raise UspError(
                 f"no disk space left while training into {out}; free some and start again, the "
                 "last checkpoint is kept"
@@ -181,7 +181,7 @@ def _train(train, validation, out: Path, s: SftSettings, key: str, fingerprint: 
         trainer_class,
     )
 
-    tokenizer, model = _start(train, s)
+    tokenizer, model, new_tokens = _start(train, s)
     counts: Counter[str] = Counter()
     rows = encode(train, tokenizer, s, counts, "train")
     folder, stop = out / "checkpoints", EarlyStop(s.patience)
@@ -200,7 +200,7 @@ def _train(train, validation, out: Path, s: SftSettings, key: str, fingerprint: 
         train_dataset=rows.select(order),
         eval_dataset=share_evenly(encode(validation, tokenizer, s, counts, "validation"), args),
         processing_class=tokenizer,
-        peft_config=_lora(model, s),
+        peft_config=_lora(model, s, new_tokens),
         optimizers=(MuonAdamW(model, s.lr) if s.optimizer == "muon" else None, None),
     )
     quiet(trainer, stop, Bar(out.name))
@@ -216,7 +216,7 @@ def _train(train, validation, out: Path, s: SftSettings, key: str, fingerprint: 
 
 
 def _start(train: Sequence[Dialogue], s: SftSettings):
-    """Return (tokenizer, model) to begin with."""
+    """Return (tokenizer, model, whether tokens are new to the model) to begin with."""
     import torch
 
     from usp_lab.models import Device, load_causal_lm, load_tokenizer, new_llama, new_tokenizer
@@ -227,7 +227,7 @@ def _start(train: Sequence[Dialogue], s: SftSettings):
             m["content"] for d in train for m in to_messages(d, s) if m["content"] not in extra
         )
         tokenizer = new_tokenizer(texts, s.vocab_size, s.speaker, extra)
-        return tokenizer, new_llama(tokenizer, s.size, max(2 * s.max_length, 2048), s.seed)
+        return tokenizer, new_llama(tokenizer, s.size, max(2 * s.max_length, 2048), s.seed), True
     tokenizer = load_tokenizer(s.base, speaker=None)
     model = load_causal_lm(s.base, device=Device("cpu", torch.float32, "the trainer moves them"))
     context = model.config.max_position_embeddings
@@ -237,21 +237,22 @@ def _start(train: Sequence[Dialogue], s: SftSettings):
         )
     tokenizer.chat_template = chat_template(s.speaker)
     used = [t for t in SPECIAL_TOKENS if "header" in t or "eot" in t] + extra
-    tokenizer.add_tokens([t for t in used if t not in tokenizer.get_vocab()], special_tokens=True)
+    new = [t for t in used if t not in tokenizer.get_vocab()]
+    tokenizer.add_tokens(new, special_tokens=True)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(s.seed)
             model.resize_token_embeddings(len(tokenizer))
-    return tokenizer, model
+    return tokenizer, model, bool(new)
 
 
-def _lora(model, s: SftSettings):
+def _lora(model, s: SftSettings, new_tokens: bool):
     if not s.lora:
         return None
     from peft import LoraConfig
 
     trained, tied = None, model.config.tie_word_embeddings
-    if s.end_token:  # a new token needs a row of its own
+    if new_tokens:  # they need rows of their own
         rows = (model.get_input_embeddings(), model.get_output_embeddings())
         trained = [
             n.rsplit(".", 1)[-1] for n, m in model.named_modules() if any(m is r for r in rows)

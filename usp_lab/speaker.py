@@ -46,11 +46,12 @@ class Task:
     goals: tuple[str, ...]
     slots: dict[str, str]
     sealed: bool = False  # sealed phrasings (never trained on) instead of the open ones
+    phrasings: int = 0  # at most so many of a list's open phrasings, for a smaller world; 0: all
 
     def phrases(self, texts: Sequence[str], share: float = 0.0) -> Sequence[str]:
         """Return the open or the sealed part of a list; ``share`` is sealed, at least one."""
         cut = len(texts) - max(1, round(len(texts) * share))
-        return texts[cut:] if self.sealed else texts[:cut]
+        return texts[cut:] if self.sealed else texts[: min(self.phrasings or cut, cut)]
 
 
 class _Part(NamedTuple):

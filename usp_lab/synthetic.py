@@ -144,6 +144,7 @@ def _dialogue(
     prior_goals = [g for g in task.goals if Random(f"prior/{seed}/{g}").random() < 0.5]
     truth = {
         "user": task.z, "kind": task.kind, "topic": task.topic, "goals": list(task.goals), "slots": task.slots, "sealed": task.sealed,
+        "phrasings": task.phrasings,
         "helpfulness": helpfulness, "seed": seed, "draw": draw, **course, "expressed": expressed,
         "profile_truth": describe(task, everything, task.goals, Random(f"truth/{seed}")),
         "profile_prior": describe(task, prior, prior_goals, Random(f"prior/{seed}")),
@@ -158,7 +159,8 @@ def _dialogue(
 def task_of(dialogue: Dialogue) -> Task:
     """Return the task behind a dialogue of the population."""
     t = dialogue.truth
-    return Task(t["kind"], t["user"], t["topic"], tuple(t["goals"]), t["slots"], t["sealed"])
+    goals = tuple(t["goals"])
+    return Task(t["kind"], t["user"], t["topic"], goals, t["slots"], t["sealed"], t["phrasings"])
 
 
 def replay(dialogue: Dialogue) -> list[Message]:
@@ -183,6 +185,7 @@ def users(
     sealed_phrasings: bool = False,
     sealed_topics: bool = False,
     topics: int | None = None,
+    phrasings: int = 0,
 ) -> Iterator[list[Dialogue]]:
     """Draw users without end; each comes with its dialogues, on different topics.
 
@@ -193,6 +196,7 @@ def users(
         sealed_topics: use the topics that training never sees.
         topics: how many of the open topics there are, taken evenly from their sorted names; all
             when None. A model of a few minutes learns a smaller world.
+        phrasings: at most so many open phrasings of everything; 0: all.
 
     Raises:
         UspError: fewer than 8 topics (users have dialogues on up to 5) or more than there are.
@@ -212,7 +216,7 @@ def users(
                 name: rng.choice(values)
                 for name, values in tables()["topics"][topic]["slots"].items()
             }
-            task = Task(kind, z, topic, tuple(goals), slots, sealed_phrasings)
+            task = Task(kind, z, topic, tuple(goals), slots, sealed_phrasings, phrasings)
             helpfulness = rng.choice(list(HELPFULNESS.values()))
             dialogues.append(
                 _dialogue(task, user_id, f"{user_id}-{j}", helpfulness, f"{user_id}-{j}")
@@ -232,11 +236,16 @@ def _left_out(topics: int | None) -> list[str]:
 
 
 def draw(
-    prefix: str, n: int, seed: int, topics: int | None = None, **sealed: bool
+    prefix: str,
+    n: int,
+    seed: int,
+    topics: int | None = None,
+    phrasings: int = 0,
+    **sealed: bool,
 ) -> list[Dialogue]:
     """Draw n dialogues of whole users (the last user may be cut short); see `users`."""
     out: list[Dialogue] = []
-    for dialogues in users(prefix, seed, topics=topics, **sealed):
+    for dialogues in users(prefix, seed, topics=topics, phrasings=phrasings, **sealed):
         out += dialogues
         if len(out) >= n:
             return out[:n]
