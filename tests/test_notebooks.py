@@ -53,16 +53,26 @@ def test_smoke_on_the_population_is_whole(checkout):
     arms = read_json(checkout / "runs" / "smoke" / "03_conditional_sft" / "metrics.json")
     assert {"usp", "shuffled", "empty", "plato"} <= set(arms["ppl"])
     assert {"usp", "usp_end", "plato", "twin"} <= set(arms["goal_recall"])
-    six = [f"{m}_{level}" for m in ("sem_sim", "style_sim", "ava") for level in ("utterance", "dialogue")]
+    six = [
+        f"{m}_{level}"
+        for m in ("sem_sim", "style_sim", "ava")
+        for level in ("utterance", "dialogue")
+    ]
     scores = read_json(checkout / "runs" / "smoke" / "10_authenticity" / "metrics.json")
-    assert all({"usp", "plato", "empty", "shuffled", "twin", "other", "usp_minus_shuffled"} <= set(scores[m]) for m in six)
+    assert all(
+        {"usp", "plato", "empty", "shuffled", "twin", "other", "usp_minus_shuffled"}
+        <= set(scores[m])
+        for m in six
+    )
     table = load_runs(checkout / "runs")
     assert set(NOTEBOOKS) <= {*table["notebook"], "90_figures"}
     index = (checkout / "runs" / "smoke" / "90_figures" / "canonical" / "INDEX.md").read_text()
     assert "perplexity" in index and "authenticity" in index
 
     again = run(checkout, "all", "--preset", "smoke")
-    assert again.returncode == 0 and "executed" not in again.stdout.replace("not executed", ""), again.stdout
+    assert again.returncode == 0 and "executed" not in again.stdout.replace("not executed", ""), (
+        again.stdout
+    )
 
 
 def hand_made(path: Path, profile: bool) -> Path:
@@ -71,9 +81,22 @@ def hand_made(path: Path, profile: bool) -> Path:
     with gzip.open(path, "wt", encoding="utf-8") as f:
         for i in range(60):
             a, b = things[i % 12], things[(5 * i + 3) % 12]
-            turns = [f"what should i know about a {a} number {i}, and why", f"It depends on the {a}; most people start with {i + 2} of them.", f"ok and what of the {b} then?", f"Take the {b} that costs {i + 10}."]
-            messages = [{"role": ("user", "assistant")[k % 2], "content": t} for k, t in enumerate(turns)]
-            row = {"id": f"made-{i}", "profile": f"You think about a {a}.\n\nYou write in lower case, number {i}." if profile else None, "messages": messages}
+            turns = [
+                f"what should i know about a {a} number {i}, and why",
+                f"It depends on the {a}; most people start with {i + 2} of them.",
+                f"ok and what of the {b} then?",
+                f"Take the {b} that costs {i + 10}.",
+            ]
+            messages = [
+                {"role": ("user", "assistant")[k % 2], "content": t} for k, t in enumerate(turns)
+            ]
+            row = {
+                "id": f"made-{i}",
+                "profile": f"You think about a {a}.\n\nYou write in lower case, number {i}."
+                if profile
+                else None,
+                "messages": messages,
+            }
             f.write(json.dumps(row) + "\n")
     return path
 

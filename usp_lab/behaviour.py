@@ -35,7 +35,9 @@ def goals_raised(dialogues: Sequence[Dialogue]) -> list[list[str | None]]:
     return out
 
 
-def goal_recall(simulated: Sequence[Dialogue], targets: Sequence[Dialogue], seed: int = 0) -> stats.Estimate:
+def goal_recall(
+    simulated: Sequence[Dialogue], targets: Sequence[Dialogue], seed: int = 0
+) -> stats.Estimate:
     """Share of the goals raised in the true dialogues that the simulated ones raise too; 0 to 1, higher is better. Resampled by user."""
     hits, wanted = [], []
     for raised, t in zip(goals_raised(simulated), targets, strict=True):
@@ -45,13 +47,21 @@ def goal_recall(simulated: Sequence[Dialogue], targets: Sequence[Dialogue], seed
     return stats.ratio(hits, wanted, [t.user_id for t in targets], "user", seed)
 
 
-def style_table(simulated: Sequence[Dialogue], targets: Sequence[Dialogue], arm: str, seed: int = 0) -> pd.DataFrame:
+def style_table(
+    simulated: Sequence[Dialogue], targets: Sequence[Dialogue], arm: str, seed: int = 0
+) -> pd.DataFrame:
     """Return per habit the AUC of its feature in simulated turns, users with the habit against users without (`surface.HABITS`)."""
     features = pd.DataFrame([measure_style(d.user_turns) for d in simulated])
     users, rows = [t.user_id for t in targets], []
     for habit, (attribute, value, feature, sign) in HABITS.items():
         labels = [t.truth["user"][attribute] == value for t in targets]
-        rows.append({"habit": habit, "arm": arm, **_renamed(stats.auc(sign * features[feature], labels, users, "user", seed))})
+        rows.append(
+            {
+                "habit": habit,
+                "arm": arm,
+                **_renamed(stats.auc(sign * features[feature], labels, users, "user", seed)),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -59,11 +69,15 @@ def _renamed(e: stats.Estimate) -> dict:
     return {"auc": e.value, "low": e.low, "high": e.high, "n": e.n, "unit": e.unit}
 
 
-def style_auc(simulated: Sequence[Dialogue], targets: Sequence[Dialogue], seed: int = 0, draws: int = 300) -> stats.Estimate:
+def style_auc(
+    simulated: Sequence[Dialogue], targets: Sequence[Dialogue], seed: int = 0, draws: int = 300
+) -> stats.Estimate:
     """Mean over habits of `style_table`'s AUC, its interval from resampling users; habits that no or every user has are left out."""
     features = pd.DataFrame([measure_style(d.user_turns) for d in simulated]).to_numpy()
     names = list(measure_style(["a"]))
-    labels = np.array([[t.truth["user"][a] == v for a, v, _, _ in HABITS.values()] for t in targets])
+    labels = np.array(
+        [[t.truth["user"][a] == v for a, v, _, _ in HABITS.values()] for t in targets]
+    )
     columns = np.array([names.index(f) for _, _, f, _ in HABITS.values()])
     scores = features[:, columns] * np.array([s for *_, s in HABITS.values()])
     keep = ~np.isnan(scores).any(axis=1)
@@ -79,8 +93,15 @@ def style_auc(simulated: Sequence[Dialogue], targets: Sequence[Dialogue], seed: 
     for i, u in enumerate(users):
         members.setdefault(u, []).append(i)
     groups, rng = [np.array(m) for m in members.values()], np.random.default_rng(seed)
-    drawn = [value(np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))])) for _ in range(draws)]
-    low, high = np.nanpercentile(drawn, [2.5, 97.5]).tolist() if not np.isnan(drawn).all() else (np.nan, np.nan)
+    drawn = [
+        value(np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))]))
+        for _ in range(draws)
+    ]
+    low, high = (
+        np.nanpercentile(drawn, [2.5, 97.5]).tolist()
+        if not np.isnan(drawn).all()
+        else (np.nan, np.nan)
+    )
     return stats.Estimate(value(np.arange(len(users))), low, high, len(users), "user")
 
 
@@ -103,8 +124,12 @@ class PushbackReader:
         from sklearn.pipeline import make_pipeline
 
         texts, labels = _turns_with_acts(dialogues)
-        vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), max_features=30_000, sublinear_tf=True)
-        self.model_ = make_pipeline(vectorizer, LogisticRegression(C=10, max_iter=300)).fit(texts, labels)
+        vectorizer = TfidfVectorizer(
+            analyzer="char_wb", ngram_range=(2, 5), max_features=30_000, sublinear_tf=True
+        )
+        self.model_ = make_pipeline(vectorizer, LogisticRegression(C=10, max_iter=300)).fit(
+            texts, labels
+        )
         return self
 
     def check(self, dialogues: Sequence[Dialogue], seed: int = 0) -> stats.Estimate:
@@ -127,17 +152,37 @@ class PushbackReader:
 
 
 def _turns_with_acts(dialogues: Sequence[Dialogue]) -> tuple[list[str], list[bool]]:
-    pairs = [(text, bool(PUSHES & set(turn["acts"]))) for d in dialogues for text, turn in zip(d.user_turns, d.truth["turns"], strict=True)]
+    pairs = [
+        (text, bool(PUSHES & set(turn["acts"])))
+        for d in dialogues
+        for text, turn in zip(d.user_turns, d.truth["turns"], strict=True)
+    ]
     return [t for t, _ in pairs], [p for _, p in pairs]
 
 
-def still_there(simulated: Sequence[Simulated], targets: Sequence[Dialogue], arm: str, assistant: str, max_turns: int) -> pd.DataFrame:
+def still_there(
+    simulated: Sequence[Simulated],
+    targets: Sequence[Dialogue],
+    arm: str,
+    assistant: str,
+    max_turns: int,
+) -> pd.DataFrame:
     """Return the share of dialogues with a user turn t, t = 1..max_turns, with intervals over users."""
     users, n = [t.user_id for t in targets], [d.n_turns for d in simulated]
     rows = []
     for turn in range(1, max_turns + 1):
         e = stats.mean([float(k >= turn) for k in n], users, "user")
-        rows.append({"assistant": assistant, "arm": arm, "turn": turn, "share_left": e.value, "low": e.low, "high": e.high, "n": e.n})
+        rows.append(
+            {
+                "assistant": assistant,
+                "arm": arm,
+                "turn": turn,
+                "share_left": e.value,
+                "low": e.low,
+                "high": e.high,
+                "n": e.n,
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -150,7 +195,9 @@ def reader_accuracy(dialogues: Sequence[Dialogue], seed: int = 0) -> dict[str, s
     """
     asked, read, right, bye, said_bye, both, users, later = [], [], [], [], [], [], [], []
     for d, raised in zip(dialogues, goals_raised(dialogues), strict=True):
-        for k, (turn, found, text) in enumerate(zip(d.truth["turns"], raised, d.user_turns, strict=True)):
+        for k, (turn, found, text) in enumerate(
+            zip(d.truth["turns"], raised, d.user_turns, strict=True)
+        ):
             true = f"{d.truth['topic']}/{turn['goal']}" if turn["goal"] else None
             asked.append(float(true is not None))
             read.append(float(found is not None))

@@ -36,7 +36,9 @@ def unit_of(corpus: Corpus) -> str:
     return "user" if all(d.user_id for d in corpus.test) else "dialogue"
 
 
-def load_simulators(folder: Path, names: Sequence[str], max_new_tokens: int) -> dict[str, UserSimulator]:
+def load_simulators(
+    folder: Path, names: Sequence[str], max_new_tokens: int
+) -> dict[str, UserSimulator]:
     """Load the simulators that `03_conditional_sft` trained, by name."""
     return {
         name: UserSimulator.from_pretrained(
@@ -49,18 +51,24 @@ def load_simulators(folder: Path, names: Sequence[str], max_new_tokens: int) -> 
 def perplexities(
     simulators: Mapping[str, UserSimulator], splits: Mapping[str, Sequence[Dialogue]], arms: Sequence[str], unit: str, seed: int = 0
 ) -> pd.DataFrame:  # fmt: skip
-    """Return the perplexity of true user turns per metric (name -> dialogues) and arm."""
+    """Return the perplexity of true user turns per metric (name -> dialogues) and arm, and the paired differences to `usp`."""
     rows = []
     for metric, dialogues in splits.items():
+        sums = {}
         for arm in arms:
             scored = turn_nll(simulators[MODELS[arm]], contexts(arm, dialogues, seed))
-            sums = np.array([np.sum(turns, axis=0) for turns in scored])
-            estimate = stats.perplexity(sums[:, 0], sums[:, 1], owners(dialogues), unit)
+            sums[arm] = np.array([np.sum(turns, axis=0) for turns in scored])
+            estimate = stats.perplexity(*sums[arm].T, owners(dialogues), unit)
             rows.append(row(metric, arm, estimate, better="lower", log=True))
+        for arm in [a for a in arms if "usp" in sums and a != "usp"]:
+            gain = stats.perplexity_difference(sums[arm], sums["usp"], owners(dialogues), unit)
+            rows.append(row(metric, f"{arm}_minus_usp", gain, better="higher", log=False))
     return pd.DataFrame(rows)
 
 
-def listening(simulator: UserSimulator, arm: str, dialogues: Sequence[Dialogue], unit: str, seed: int = 0) -> pd.DataFrame:
+def listening(
+    simulator: UserSimulator, arm: str, dialogues: Sequence[Dialogue], unit: str, seed: int = 0
+) -> pd.DataFrame:
     """Return the perplexity of last user turns after the true reply, after another dialogue's, and the difference."""
     long, last = [d for d in dialogues if d.n_turns > 1], {}
     ends = [_to_last_user_turn(d) for d in long]
@@ -69,7 +77,11 @@ def listening(simulator: UserSimulator, arm: str, dialogues: Sequence[Dialogue],
     users = owners(long)
     per_kind = {k: stats.perplexity(*np.array(v).T, users, unit) for k, v in last.items()}
     difference = stats.perplexity_difference(last["swapped"], last["true"], users, unit)
-    arms = {arm: per_kind["swapped"], "true_reply": per_kind["true"], f"swapped_minus_{arm}": difference}
+    arms = {
+        arm: per_kind["swapped"],
+        "true_reply": per_kind["true"],
+        f"swapped_minus_{arm}": difference,
+    }
     return pd.DataFrame([row("ppl_swapped_reply", a, e) for a, e in arms.items()])
 
 
@@ -81,11 +93,15 @@ def _to_last_user_turn(dialogue: Dialogue) -> Dialogue:
 # --- free running -------------------------------------------------------------------------------------------------------
 
 
-def partners(corpus: Corpus, targets: Sequence[Dialogue], folder: Path, max_new_tokens: int) -> dict[str, object]:
+def partners(
+    corpus: Corpus, targets: Sequence[Dialogue], folder: Path, max_new_tokens: int
+) -> dict[str, object]:
     """Return for each target's id the assistant it talks to: as helpful as the real user's, or the model trained on the file's assistant turns."""
     if corpus.is_population:
         return {t.id: ScriptedAssistant(t.truth["helpfulness"]) for t in targets}
-    model = ModelAssistant.from_pretrained(folder / "assistant", name="assistant", max_new_tokens=max_new_tokens)
+    model = ModelAssistant.from_pretrained(
+        folder / "assistant", name="assistant", max_new_tokens=max_new_tokens
+    )
     return {t.id: model for t in targets}
 
 
@@ -94,21 +110,45 @@ def run_free(
 ) -> list[Simulated]:  # fmt: skip
     """Simulate every target with its own assistant, told what the arm is told; in the order of targets, resuming from the folder ``out``."""
     if arm in ("shuffled", "empty"):
-        told = [t.model_copy(update={"profile": p}) for t, p in zip(targets, profiles_for(arm, targets, seed), strict=True)]
+        told = [
+            t.model_copy(update={"profile": p})
+            for t, p in zip(targets, profiles_for(arm, targets, seed), strict=True)
+        ]
     else:
         told = list(targets)
     done: dict[str, Simulated] = {}
     for i, assistant in enumerate(dict.fromkeys(assistants.values())):
         group = [t for t in told if assistants[t.id] == assistant]
-        spoken = simulate(simulator, assistant, group, max_turns=max_turns, seed=seed, out=out / f"{arm}-{i}.jsonl")
+        spoken = simulate(
+            simulator,
+            assistant,
+            group,
+            max_turns=max_turns,
+            seed=seed,
+            out=out / f"{arm}-{i}.jsonl",
+        )
         done.update((d.id, d) for d in spoken)
     return [done[t.id] for t in targets]
 
 
-def talk(speakers: Mapping[str, object], assistants: Mapping[str, object], targets: Sequence[Dialogue], out: Path, max_turns: int, seed: int = 0) -> dict[tuple[str, str], list[Simulated]]:
+def talk(
+    speakers: Mapping[str, object],
+    assistants: Mapping[str, object],
+    targets: Sequence[Dialogue],
+    out: Path,
+    max_turns: int,
+    seed: int = 0,
+) -> dict[tuple[str, str], list[Simulated]]:
     """Let every speaker talk to every assistant about every target: {(arm, assistant): dialogues}."""
     return {
-        (arm, name): simulate(speaker, assistant, targets, max_turns=max_turns, seed=seed, out=out / f"{arm}-{name}.jsonl")
+        (arm, name): simulate(
+            speaker,
+            assistant,
+            targets,
+            max_turns=max_turns,
+            seed=seed,
+            out=out / f"{arm}-{name}.jsonl",
+        )
         for name, assistant in assistants.items()
         for arm, speaker in speakers.items()
     }
@@ -121,21 +161,40 @@ def with_twin(speakers: Mapping[str, object], corpus: Corpus) -> dict[str, objec
 
 def stop_table(talks: Mapping[tuple[str, str], Sequence[Simulated]]) -> pd.DataFrame:
     """Return the share of dialogues per stop reason, by assistant and arm."""
-    stops = pd.DataFrame([{"arm": a, "assistant": b, "stop": d.stop} for (a, b), ds in talks.items() for d in ds])
+    stops = pd.DataFrame(
+        [{"arm": a, "assistant": b, "stop": d.stop} for (a, b), ds in talks.items() for d in ds]
+    )
     return pd.crosstab([stops["assistant"], stops["arm"]], stops["stop"], normalize="index")
 
 
-def goals_and_manner(talks: Mapping[tuple[str, str], Sequence[Simulated]], targets: Sequence[Dialogue], seed: int = 0) -> pd.DataFrame:
+def goals_and_manner(
+    talks: Mapping[tuple[str, str], Sequence[Simulated]], targets: Sequence[Dialogue], seed: int = 0
+) -> pd.DataFrame:
     """Return goal recall and mean habit AUC of each arm with the good assistant."""
     rows = []
     for (arm, assistant), dialogues in talks.items():
         if assistant == "good":
-            rows.append(row("goal_recall", arm, behaviour.goal_recall(dialogues, targets, seed), better="higher"))
-            rows.append(row("style_auc", arm, behaviour.style_auc(dialogues, targets, seed), better="higher"))
+            rows.append(
+                row(
+                    "goal_recall",
+                    arm,
+                    behaviour.goal_recall(dialogues, targets, seed),
+                    better="higher",
+                )
+            )
+            rows.append(
+                row(
+                    "style_auc", arm, behaviour.style_auc(dialogues, targets, seed), better="higher"
+                )
+            )
     return pd.DataFrame(rows)
 
 
-def reactions(talks: Mapping[tuple[str, str], Sequence[Simulated]], targets: Sequence[Dialogue], reader: behaviour.PushbackReader) -> pd.DataFrame:
+def reactions(
+    talks: Mapping[tuple[str, str], Sequence[Simulated]],
+    targets: Sequence[Dialogue],
+    reader: behaviour.PushbackReader,
+) -> pd.DataFrame:
     """Return pushback and giving up per arm with the good and the bad assistant, and the paired differences."""
     rows, users = [], owners(targets)
     for arm in dict.fromkeys(a for a, _ in talks):
@@ -144,27 +203,64 @@ def reactions(talks: Mapping[tuple[str, str], Sequence[Simulated]], targets: Seq
         for b in ("good", "bad"):
             rows.append(row(f"pushback_rate_{b}", arm, stats.ratio(*pushed[b], users, "user")))
             rows.append(row(f"stop_rate_{b}", arm, stats.mean(left[b], users, "user")))
-        rows.append(row("pushback_rate_bad_minus_good", arm, stats.ratio_difference(pushed["bad"], pushed["good"], users, "user")))
-        rows.append(row("stop_rate_bad_minus_good", arm, stats.paired(left["bad"], left["good"], users, "user")))
+        rows.append(
+            row(
+                "pushback_rate_bad_minus_good",
+                arm,
+                stats.ratio_difference(pushed["bad"], pushed["good"], users, "user"),
+            )
+        )
+        rows.append(
+            row(
+                "stop_rate_bad_minus_good",
+                arm,
+                stats.paired(left["bad"], left["good"], users, "user"),
+            )
+        )
     return pd.DataFrame(rows)
 
 
-def copying(talks: Mapping[tuple[str, str], Sequence[Simulated]], targets: Sequence[Dialogue], unit: str) -> pd.DataFrame:
+def copying(
+    talks: Mapping[tuple[str, str], Sequence[Simulated]], targets: Sequence[Dialogue], unit: str
+) -> pd.DataFrame:
     """Return per arm the share of the profile's 4-grams that the user's turns repeat (with the first assistant); `real` is the true dialogue."""
     first = next(iter(talks))[1]
     said = {arm: [d.user_turns for d in ds] for (arm, b), ds in talks.items() if b == first}
     said["real"] = [t.user_turns for t in targets]
-    copied = {arm: [profile_copy(t.profile, s) for t, s in zip(targets, turns, strict=True)] for arm, turns in said.items()}
-    return pd.DataFrame([row("profile_copy", arm, stats.mean(v, owners(targets), unit), better="lower") for arm, v in copied.items()])
+    copied = {
+        arm: [profile_copy(t.profile, s) for t, s in zip(targets, turns, strict=True)]
+        for arm, turns in said.items()
+    }
+    return pd.DataFrame(
+        [
+            row("profile_copy", arm, stats.mean(v, owners(targets), unit), better="lower")
+            for arm, v in copied.items()
+        ]
+    )
 
 
-def compare_corpora(corpora: Mapping[str, Sequence[Dialogue]], n: int, seed: int = 0, draws: int = 40) -> pd.DataFrame:
+def compare_corpora(
+    corpora: Mapping[str, Sequence[Dialogue]], n: int, seed: int = 0, draws: int = 40
+) -> pd.DataFrame:
     """Return `metrics.describe_turns` per corpus on n random dialogues each, with intervals by resampling dialogues."""
     rng, rows = np.random.default_rng(seed), []
     for name, dialogues in corpora.items():
         take = [dialogues[i].user_turns for i in rng.permutation(len(dialogues))[:n]]
-        again = [describe_turns([take[i] for i in rng.integers(len(take), size=len(take))]) for _ in range(draws)]
+        again = [
+            describe_turns([take[i] for i in rng.integers(len(take), size=len(take))])
+            for _ in range(draws)
+        ]
         for statistic, value in describe_turns(take).items():
             half = 1.96 * float(np.std([a[statistic] for a in again]))
-            rows.append({"statistic": statistic, "corpus": name, "value": value, "low": value - half, "high": value + half, "n": len(take), "unit": "dialogue"})
+            rows.append(
+                {
+                    "statistic": statistic,
+                    "corpus": name,
+                    "value": value,
+                    "low": value - half,
+                    "high": value + half,
+                    "n": len(take),
+                    "unit": "dialogue",
+                }
+            )
     return pd.DataFrame(rows)

@@ -32,14 +32,35 @@ def rebuild(sources: Sequence[Path], folder: Path) -> pd.DataFrame:
         for f in manifest.get("figures", []):
             table, (module, _, function) = source / f["table"], f["function"].rpartition(".")
             if not table.exists():
-                raise UspError(f"figure {f['name']} needs {table}, which is missing; execute {manifest['notebook']} again")
+                raise UspError(
+                    f"figure {f['name']} needs {table}, which is missing; execute {manifest['notebook']} again"
+                )
             draw = vars(importlib.import_module(module)).get(function)
             if draw is None:
-                raise UspError(f"figure {f['name']} was drawn by {f['function']}, which no longer exists; execute {manifest['notebook']} again")
+                raise UspError(
+                    f"figure {f['name']} was drawn by {f['function']}, which no longer exists; execute {manifest['notebook']} again"
+                )
             stem = f"{manifest['notebook']}-{f['name']}"
-            hashes = {k: str(manifest.get(k, "")) for k in ("data_fingerprint", "code", "parameters_hash") if manifest.get(k)}
-            save_figure(draw(pd.read_parquet(table)), folder / stem, meta={"notebook": manifest["notebook"], **hashes})
-            rows.append({"notebook": manifest["notebook"], "name": f["name"], "file": stem, "caption": f["caption"], "function": f["function"], **hashes})
+            hashes = {
+                k: str(manifest.get(k, ""))
+                for k in ("data_fingerprint", "code", "parameters_hash")
+                if manifest.get(k)
+            }
+            save_figure(
+                draw(pd.read_parquet(table)),
+                folder / stem,
+                meta={"notebook": manifest["notebook"], **hashes},
+            )
+            rows.append(
+                {
+                    "notebook": manifest["notebook"],
+                    "name": f["name"],
+                    "file": stem,
+                    "caption": f["caption"],
+                    "function": f["function"],
+                    **hashes,
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -49,8 +70,17 @@ def write_index(figures: pd.DataFrame, folder: Path) -> Path:
     for notebook, part in figures.groupby("notebook", sort=True):
         lines += [f"## {notebook}", ""]
         for f in part.to_dict("records"):
-            source = ", ".join(f"{k.replace('_', ' ')} `{str(f[k])[:12]}`" for k in ("data_fingerprint", "code", "parameters_hash") if f.get(k))
-            lines += [f"![{f['name']}]({f['file']}.png)", "", f"**{f['name']}.** {f['caption']} Drawn by `{f['function']}`; {source}. [SVG]({f['file']}.svg)", ""]
+            source = ", ".join(
+                f"{k.replace('_', ' ')} `{str(f[k])[:12]}`"
+                for k in ("data_fingerprint", "code", "parameters_hash")
+                if f.get(k)
+            )
+            lines += [
+                f"![{f['name']}]({f['file']}.png)",
+                "",
+                f"**{f['name']}.** {f['caption']} Drawn by `{f['function']}`; {source}. [SVG]({f['file']}.svg)",
+                "",
+            ]
     path = folder / "INDEX.md"
     with atomic(path) as part:
         Path(part).write_text("\n".join(lines), encoding="utf-8")

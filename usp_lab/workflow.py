@@ -151,6 +151,7 @@ def environment(plan: Plan, saved: Path, events: Path, cores: int) -> dict[str, 
     """
     threads = str(max(1, cpu_count() // cores))
     wanted = {f"{library}_NUM_THREADS": threads for library in THREADS}
+    wanted["OMP_WAIT_POLICY"] = "PASSIVE"  # spinning threads slow a busy machine down several times
     wanted |= {"TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": "0"}
     if plan.request.preset != "paper" and not plan.data.startswith(HUB):
         wanted["HF_HUB_OFFLINE"] = "1"
