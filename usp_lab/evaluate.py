@@ -36,13 +36,11 @@ def unit_of(corpus: Corpus) -> str:
     return "user" if all(d.user_id for d in corpus.test) else "dialogue"
 
 
-def load_simulators(
-    folder: Path, names: Sequence[str], max_new_tokens: int
-) -> dict[str, UserSimulator]:
-    """Load the simulators that `03_conditional_sft` trained, by name."""
+def load_simulators(folder: Path, names: Sequence[str], **drawn: float) -> dict[str, UserSimulator]:
+    """Load the simulators that `03_conditional_sft` trained, by name; ``drawn``: `engines.Sampling` fields."""
     return {
         name: UserSimulator.from_pretrained(
-            folder / name, name=name, with_profile=name != "plato", max_new_tokens=max_new_tokens
+            folder / name, name=name, with_profile=name != "plato", **drawn
         )
         for name in names
     }
@@ -94,14 +92,12 @@ def _to_last_user_turn(dialogue: Dialogue) -> Dialogue:
 
 
 def partners(
-    corpus: Corpus, targets: Sequence[Dialogue], folder: Path, max_new_tokens: int
+    corpus: Corpus, targets: Sequence[Dialogue], folder: Path, **drawn: float
 ) -> dict[str, object]:
     """Return for each target's id the assistant it talks to: as helpful as the real user's, or the model trained on the file's assistant turns."""
     if corpus.is_population:
         return {t.id: ScriptedAssistant(t.truth["helpfulness"]) for t in targets}
-    model = ModelAssistant.from_pretrained(
-        folder / "assistant", name="assistant", max_new_tokens=max_new_tokens
-    )
+    model = ModelAssistant.from_pretrained(folder / "assistant", name="assistant", **drawn)
     return {t.id: model for t in targets}
 
 

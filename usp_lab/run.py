@@ -24,6 +24,8 @@ from usp_lab.plan import Entry, Plan, load_plan
 from usp_lab.processes import end_with_parents
 from usp_lab.record import ASKED, FINISHED, INNER, REQUEST
 
+THREADS = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "NUMBA")  # each with _NUM_THREADS
+KEPT_THREADS = "USP_LAB_THREADS"
 EVENTS = "USP_LAB_EVENTS"  # the file through which the command line follows us
 EXECUTED = "executed.ipynb"
 SOCKETS = "usp-lab-"  # prefix of the folders, in the system's temporary one, of a kernel's sockets
@@ -162,6 +164,8 @@ def _run_cells(entry: Entry, plan: Plan) -> None:
     from usp_lab.kernel import run_notebook  # here, because a kept result needs no papermill
 
     os.environ[REQUEST] = str(entry.folder / ASKED)
+    if threads := os.environ.get(KEPT_THREADS):
+        os.environ.update({f"{library}_NUM_THREADS": threads for library in THREADS})
     copy = entry.folder / EXECUTED
     shown = copy.relative_to(plan.root)
 

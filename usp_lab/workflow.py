@@ -16,9 +16,7 @@ from usp_lab.errors import UspError
 from usp_lab.files import HUB, write_json
 from usp_lab.plan import PLAN, Plan
 from usp_lab.processes import end_tree, end_with_parents, identity, join_chain, one_at_a_time
-from usp_lab.run import EVENTS, NO_SPACE, SOCKETS, no_space
-
-THREADS = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "NUMBA")  # each with _NUM_THREADS
+from usp_lab.run import EVENTS, KEPT_THREADS, NO_SPACE, SOCKETS, THREADS, no_space
 
 
 class Stopped(BaseException):
@@ -111,6 +109,8 @@ def execute(plan: Plan, stale: list[str], cores: int) -> int:
                 time.sleep(0.1)
         display.update()
     except Stopped as signalled:
+        for number in before:  # a second Ctrl-C must not cut the clean end short
+            signal.signal(number, signal.SIG_IGN)
         display.clear()
         end_tree(plan.root / "runs", below=identity(os.getpid()))
         print(
@@ -156,6 +156,8 @@ def environment(plan: Plan, saved: Path, events: Path, cores: int) -> dict[str, 
     if plan.request.preset != "paper" and not plan.data.startswith(HUB):
         wanted["HF_HUB_OFFLINE"] = "1"
     ours = {EVENTS: str(events), PLAN: str(saved), "USP_LAB_ROOT": str(plan.root)}
+    # Snakemake sets the libraries' variables to its own idea of threads; `run` sets them back.
+    ours[KEPT_THREADS] = os.environ.get("OMP_NUM_THREADS", threads)
     return {**wanted, **os.environ, **ours}
 
 
