@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from usp_lab.data import load_dialogues
 from usp_lab.files import read_json
 from usp_lab.record import load_runs
 
@@ -101,22 +100,25 @@ def hand_made(path: Path, profile: bool) -> Path:
     return path
 
 
-@pytest.mark.parametrize("profile", [False, True], ids=["without profiles", "with profiles"])
-def test_smoke_on_a_file_is_whole(checkout, tmp_path, profile):
-    file = hand_made(tmp_path / f"made_{profile}.jsonl.gz".lower(), profile)
+def whole_on(checkout: Path, file: Path, arms: set[str]) -> str:
     done = run(checkout, "all", "--preset", "smoke", "--data", str(file))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     folder = next((checkout / "runs").glob(f"smoke+*{file.name.split('.')[0]}*"))
-    arms = read_json(folder / "03_conditional_sft" / "metrics.json")["ppl"]
-    assert set(arms) == ({"usp", "shuffled", "empty", "plato"} if profile else {"plato"})
-    text = (folder / "03_conditional_sft" / "executed.ipynb").read_text()
-    assert ("no profiles: only the profile-free simulator" in text) is not profile
+    for name in NOTEBOOKS:
+        check_form(folder / name)
+    assert set(read_json(folder / "03_conditional_sft" / "metrics.json")["ppl"]) == arms
+    return (folder / "03_conditional_sft" / "executed.ipynb").read_text()
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="no real conversations beside the checkout")
-def test_smoke_on_the_smallest_real_file(checkout):
-    """The other files take minutes each; `benchmarks/real_files.py` runs them all."""
-    file = REAL / "oasst_dev.jsonl.gz"
-    done = run(checkout, "all", "--preset", "smoke", "--data", str(file))
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert len(load_dialogues(file)) == 73
+def test_smoke_on_a_file_with_profiles_is_whole(checkout, tmp_path):
+    file = hand_made(tmp_path / "made.jsonl.gz", profile=True)
+    arms = {"usp", "shuffled", "empty", "plato"}
+    differences = {f"{a}_minus_usp" for a in arms - {"usp"}}
+    assert "no profiles: only" not in whole_on(checkout, file, arms | differences)
+
+
+def test_smoke_on_a_file_without_profiles_is_whole_and_says_so(checkout, tmp_path):
+    real = REAL / "oasst_dev.jsonl.gz"  # the smallest real file; a made one where it is absent
+    file = real if real.exists() else hand_made(tmp_path / "bare.jsonl.gz", profile=False)
+    text = whole_on(checkout, file, {"plato"})
+    assert "no profiles: only the profile-free simulator" in text
