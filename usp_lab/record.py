@@ -147,10 +147,8 @@ class Run:
 
     def record(self, table: "pd.DataFrame") -> "pd.DataFrame":
         """Put every row of a tidy table (metric, arm, value, low, high, n, unit) into metrics.json; return the table."""
-        for entry in table.to_dict("records"):
-            numbers = {k: float(entry[k]) for k in ("value", "low", "high")}
-            made = {**numbers, "n": int(entry["n"]), "unit": str(entry["unit"])}
-            self._metrics.setdefault(entry["metric"], {})[entry["arm"]] = made
+        for row in table.itertuples():
+            self.metric(row.metric, row.arm, row)
         return table
 
     @property
