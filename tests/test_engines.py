@@ -4,7 +4,8 @@ import pytest
 import torch
 from scipy.stats import chisquare, kstest
 
-from usp_lab.engines import LocalEngine, Sampling, _SeededDraw, _Streams
+from usp_lab.decoding import Draw, Sampling, streams, uniform
+from usp_lab.engines import LocalEngine
 from usp_lab.errors import UspError
 from usp_lab.models import load_causal_lm, load_tokenizer, look_alike
 
@@ -112,37 +113,35 @@ def test_seeds_decide_the_draw(model, tokenizer, prompts):
     assert first == engine.generate(same, None, SAMPLED)
 
 
-@pytest.mark.parametrize("seeded", [True, False])
 @pytest.mark.parametrize("top_p, temperature", [(1.0, 1.0), (0.7, 1.0), (1.0, 0.5)])
-def test_draws_follow_the_softmax(top_p, temperature, seeded):
+def test_draws_follow_the_softmax(top_p, temperature):
     logits = torch.tensor([2.0, 1.5, 0.5, 0.0, -1.0, -3.0], dtype=torch.double)
     n, chance = 20_000, (logits / temperature).softmax(0)
     if top_p < 1:
         chance[chance.cumsum(0) - chance >= top_p] = 0  # descending already
         chance /= chance.sum()
-    torch.manual_seed(0)
-    draw = _SeededDraw(Sampling(temperature, top_p), range(n) if seeded else None, torch.ones(n, 1))
-    ids = torch.zeros(n, 1, dtype=torch.long)
-    for _ in range(2):  # the second draw of each stream is as good as its first
-        counts = draw(ids, logits.float().repeat(n, 1)).argmax(-1).bincount(minlength=6).double()
+    scores, rows = logits.float().repeat(n, 1), list(range(n))
+    draw = Draw(Sampling(temperature, top_p), rows, [[]] * n, scores)
+    for place in range(2):  # the second draw of each stream is as good as its first
+        counts = torch.tensor(draw(scores, rows, place)).bincount(minlength=6).double()
         kept = chance > 0
         assert counts[~kept].sum() == 0
         assert chisquare(counts[kept], chance[kept] * n).pvalue > 0.001
 
 
-def test_streams_are_exponential_and_independent():
-    streams = _Streams(range(400), torch.device("cpu"))
-    numbers = torch.cat([streams.exponential(500), streams.exponential(500)], dim=1)
-    assert numbers.shape == (400, 1000) and numbers.min() > 0
-    assert kstest(numbers.ravel()[::7].numpy(), "expon").pvalue > 0.001
-    assert kstest(numbers[:, 0].numpy(), "expon").pvalue > 0.001  # neighbouring seeds
+def test_streams_are_uniform_and_independent():
+    keys = streams(range(400), torch.device("cpu"))
+    numbers = torch.stack([uniform(keys, place) for place in range(1000)], dim=1)
+    assert numbers.shape == (400, 1000) and numbers.min() >= 0 and numbers.max() < 1
+    assert kstest(numbers.ravel()[::7].numpy(), "uniform").pvalue > 0.001
+    assert kstest(numbers[:, 0].numpy(), "uniform").pvalue > 0.001  # neighbouring seeds
     pairs = [(numbers[:-1], numbers[1:]), (numbers[:, :-1], numbers[:, 1:])]
     pairs += [(numbers[:, :500], numbers[:, 500:]), (numbers[:200], numbers[200:])]
     for x, y in pairs:
         together = torch.stack([x.ravel(), y.ravel()])
         assert abs(torch.corrcoef(together)[0, 1]) < 4 / len(x.ravel()) ** 0.5
-    assert len(numbers.unique()) > 0.98 * numbers.numel()  # fp32: a few meet by chance
-    small = numbers.ravel().sort().values[:40].double() * numbers.numel()
+    assert len(numbers.unique()) == numbers.numel()
+    small = numbers.ravel().sort().values[:40] * numbers.numel()
     assert kstest(small.diff().numpy(), "expon").pvalue > 0.001  # what rare tokens depend on
 
 
@@ -161,6 +160,51 @@ def test_draws_follow_the_model(model, tokenizer, prompts):
         torch.cat([x[common], r[None]]) for x, r in zip((expected, counts), rest, strict=True)
     )
     assert chisquare(counts, expected).pvalue > 0.001
+
+
+def talked(prompts, turns, rng) -> list[list[int]]:
+    """Go on with each dialogue: what was said, and a reply of its own length."""
+    size = [int(torch.randint(1, 30, (1,), generator=rng)) for _ in prompts]
+    said = [torch.randint(40, 250, (n,), generator=rng).tolist() for n in size]
+    return [p + t + s for p, t, s in zip(prompts, turns, said, strict=True)]
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.2])
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_what_is_kept_between_turns_changes_nothing(model, tokenizer, prompts, sampling, penalty):
+    sampling = Sampling(sampling.temperature, sampling.top_p, penalty, 24)
+    rng, engine = torch.Generator().manual_seed(1), engine_of(model, tokenizer, "own", 6)
+    computed, forward = [], engine._forward
+    engine._forward = lambda cache, ids, places: (
+        computed.append(sum(p >= 0 for row in places for p in row)) or forward(cache, ids, places)
+    )
+    active, tokens = prompts[:6], 0
+    for turn in range(6):
+        seeds = [100 * turn + i for i in range(len(active))]
+        turns = engine.generate(active, seeds, sampling)
+        anew = engine_of(model, tokenizer, "own", 6).generate(active, seeds, sampling)
+        assert turns == anew
+        tokens += sum(map(len, active))
+        active = talked(active, turns, rng)
+        if turn == 2:  # one dialogue ends, another begins, the order changes
+            active = [active[i] for i in (5, 0, 3, 1, 2)] + [prompts[8]]
+        if turn == 4:  # some end for good; one is told otherwise than it was written
+            active = [active[4], [*active[1][:30], 7, *active[1][31:]], active[2]]
+    assert sum(computed) < tokens / 2  # and much less is computed
+
+
+def test_weights_changed_in_place_are_noticed(model, tokenizer, prompts):
+    engine = engine_of(model, tokenizer, "own")
+    before = engine.generate(prompts[:3], None, GREEDY)
+    with torch.no_grad():
+        model.lm_head.weight[30:].mul_(-1)
+        model.model.layers[0].self_attn.v_proj.weight.mul_(-1)
+    changed = engine.generate(prompts[:3], None, GREEDY)
+    assert changed == engine_of(model, tokenizer, "own").generate(prompts[:3], None, GREEDY)
+    with torch.no_grad():
+        model.lm_head.weight[30:].mul_(-1)
+        model.model.layers[0].self_attn.v_proj.weight.mul_(-1)
+    assert engine.generate(prompts[:3], None, GREEDY) == before != changed
 
 
 def test_prompt_longer_than_the_context(model):
