@@ -25,7 +25,7 @@ from usp_lab.chat import END_TOKEN, SPECIAL_TOKENS, chat_template
 from usp_lab.data import Dialogue, load_dialogues
 from usp_lab.errors import UspError
 from usp_lab.model_card import model_card
-from usp_lab.sft_data import encode, to_messages
+from usp_lab.sft_data import encode, to_messages, withhold_profiles
 
 FINAL = "training.json"
 
@@ -39,6 +39,8 @@ class SftSettings:
             (a base language model to start the others from; it is never told a profile).
         with_profile: put the profile in the system message; False is the profile-free baseline
             (`plato`).
+        profile_dropout: share of training dialogues that are learned without their profile, so that
+            one model can also speak as nobody in particular.
         end_token: end each dialogue with a user turn that is the end-of-dialogue token.
         base: checkpoint to start from (folder or hub id); "" starts from scratch at ``size``.
         size: a name in `models.SIZES`; vocab_size: of the tokenizer trained along.
@@ -56,6 +58,7 @@ class SftSettings:
 
     speaker: str = "user"
     with_profile: bool = True
+    profile_dropout: float = 0.0
     end_token: bool = False
     base: str = ""
     size: str = "2m"
@@ -87,6 +90,8 @@ class SftSettings:
                 f"optimizer={self.optimizer!r} with lora={self.lora}; choose adamw, or muon without "
                 "lora"
             )
+        if not 0 <= self.profile_dropout < 1:
+            raise UspError(f"profile_dropout must lie in [0, 1), not {self.profile_dropout}")
         for name in ("lora", "max_steps", "micro_batch"):
             if getattr(self, name) < 0:
                 raise UspError(f"{name} must be 0 or more, not {getattr(self, name)}")
@@ -183,7 +188,7 @@ def _train(train, validation, out: Path, s: SftSettings, key: str, fingerprint: 
 
     tokenizer, model, new_tokens = _start(train, s)
     counts: Counter[str] = Counter()
-    rows = encode(train, tokenizer, s, counts, "train")
+    rows = encode(withhold_profiles(train, s), tokenizer, s, counts, "train")
     folder, stop = out / "checkpoints", EarlyStop(s.patience)
     args = arguments(s, folder, steps=s.max_steps or max(1, round(s.epochs * len(rows) / s.batch)))
     with args.main_process_first(local=False):

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from random import Random
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +24,18 @@ def to_messages(dialogue: Dialogue, s: "SftSettings") -> list[Message]:
     if s.end_token and messages[-1]["role"] == "assistant":
         messages.append({"role": "user", "content": END_TOKEN})
     return messages
+
+
+def withhold_profiles(dialogues: Sequence[Dialogue], s: "SftSettings") -> Sequence[Dialogue]:
+    """Take the profile from a share ``profile_dropout`` of dialogues, the same in every process."""
+    if not (s.profile_dropout and s.reads_profile):
+        return dialogues
+    return [
+        d.model_copy(update={"profile": None})
+        if Random(f"{s.seed}/{d.id}").random() < s.profile_dropout
+        else d
+        for d in dialogues
+    ]
 
 
 def encode(

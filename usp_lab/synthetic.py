@@ -7,7 +7,10 @@ Every dialogue has the LMSYS-USP form plus ``truth``: z, task, what each turn di
 attribute, hazards, stop. Same seed, same bytes.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from random import Random
 
 from usp_lab.assistants import FAILURES, HELPFULNESS, Intent, ScriptedAssistant, fill, goal_of
@@ -233,6 +236,19 @@ def _left_out(topics: int | None) -> list[str]:
         raise UspError(f"topics must lie between 8 and {len(names)}, not {topics}")
     kept = {names[i * len(names) // topics] for i in range(topics)}
     return [n for n in names if n not in kept]
+
+
+@lru_cache(maxsize=1)
+def fingerprint() -> str:
+    """Return 12 hex digits over tables and drawn dialogues; what is trained on it records them.
+
+    Unlike `users.fingerprint`, it does not change with code that draws the same.
+    """
+    digest = hashlib.sha256(json.dumps(tables(), sort_keys=True).encode())
+    for sealed in ({}, {"sealed_phrasings": True}, {"sealed_topics": True}):
+        for d in draw("fingerprint", 100, 0, **sealed):
+            digest.update(json.dumps(d.model_dump(), sort_keys=True).encode())
+    return digest.hexdigest()[:12]
 
 
 def draw(
