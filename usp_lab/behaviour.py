@@ -87,7 +87,7 @@ def style_auc(
     def value(rows: np.ndarray) -> float:
         s, y = scores[rows], labels[rows]
         both = [h for h in range(s.shape[1]) if 0 < y[:, h].sum() < len(y)]
-        return float(np.mean([stats._auc(s[:, h], y[:, h]) for h in both])) if both else np.nan
+        return float(np.mean([stats.area(s[:, h], y[:, h]) for h in both])) if both else np.nan
 
     members: dict[str, list[int]] = {}
     for i, u in enumerate(users):

@@ -9,6 +9,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NotRequired
+from weakref import WeakKeyDictionary
 
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
@@ -137,6 +138,29 @@ def with_profile(messages: Sequence[Message], profile: str | None) -> list[Messa
     return turns if profile is None else [system_message(profile), *turns]
 
 
+_SPECIAL: WeakKeyDictionary = WeakKeyDictionary()  # tokenizer -> (its size, pattern)
+
+
+def without_special_tokens(tokenizer, messages: Sequence[Message]) -> list[Message]:
+    """Return messages in which no content spells a special token: "<|eot_id|>" -> "< |eot_id|>".
+
+    People and models may write anything; only a template ends a turn or changes the speaker. A turn
+    that is `END_TOKEN` alone is meant.
+    """
+    size, pattern = _SPECIAL.get(tokenizer, (0, None))
+    if size != len(tokenizer):
+        names = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
+        names |= set(tokenizer.all_special_tokens)
+        size, pattern = len(tokenizer), re.compile("|".join(map(re.escape, sorted(names))) or "$^")
+        _SPECIAL[tokenizer] = size, pattern
+    return [
+        {**m, "content": pattern.sub(lambda t: f"{t[0][:1]} {t[0][1:]}", m["content"])}
+        if m["content"] != END_TOKEN
+        else m
+        for m in messages
+    ]
+
+
 def token_ids(tokenizer, messages: Sequence[Message], generate: bool = False) -> list[int]:
     """Return the token ids of rendered messages, one BOS at the most.
 
@@ -153,7 +177,10 @@ def token_ids(tokenizer, messages: Sequence[Message], generate: bool = False) ->
             raise UspError("no message to go on from; open a dialogue with a system message")
         return []
     out = tokenizer.apply_chat_template(
-        list(messages), add_generation_prompt=generate, tokenize=True, return_dict=True
+        without_special_tokens(tokenizer, messages),
+        add_generation_prompt=generate,
+        tokenize=True,
+        return_dict=True,
     )
     return list(out["input_ids"])
 
@@ -166,7 +193,7 @@ def trained_mask(
     That is on the speaker's content and its ``<|eot_id|>``.
     """
     out = tokenizer.apply_chat_template(
-        list(messages),
+        without_special_tokens(tokenizer, messages),
         chat_template=chat_template(speaker, training=True),
         tokenize=True,
         return_dict=True,

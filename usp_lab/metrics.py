@@ -6,7 +6,9 @@ cannot be scored is NaN and never 0.
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -21,7 +23,12 @@ def words(text: str) -> list[str]:
     >>> words("It's 9 o'clock, 'Zoë'!")
     ["it's", '9', "o'clock", 'zoë']
     """
-    return [_plain(w) for w in _WORD.findall(text)]
+    return list(_words(text))
+
+
+@lru_cache(maxsize=100_000)  # resampling asks for the same turns again and again
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(_plain(w) for w in _WORD.findall(text))
 
 
 def _plain(word: str) -> str:
@@ -55,11 +62,15 @@ def mattr(turns: Sequence[str], window: int = 50) -> float:
     tokens = [w for t in turns for w in words(t)]
     if len(tokens) < window:
         return math.nan
-    return float(
-        np.mean(
-            [len(set(tokens[i : i + window])) / window for i in range(len(tokens) - window + 1)]
-        )
-    )
+    inside = Counter(tokens[:window])
+    types = [len(inside)]
+    for new, old in zip(tokens[window:], tokens, strict=False):
+        inside[new] += 1
+        inside[old] -= 1
+        if not inside[old]:
+            del inside[old]
+        types.append(len(inside))
+    return float(np.mean(types)) / window
 
 
 def pairwise_difference(turns: Sequence[str], pairs: int = 5000, seed: int = 0) -> float:

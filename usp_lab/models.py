@@ -74,7 +74,7 @@ def load_tokenizer(path: str | Path, speaker: str | None = "user") -> PreTrained
     """Load a tokenizer that pads on the left, for generation.
 
     Args:
-        path: folder or hub id.
+        path: folder, name of an embedded model ("usp-tiny"), or hub id.
         speaker: whose header the chat template's generation prompt must open; None asks for no
             template at all (a base model that is yet to be trained).
 
@@ -101,7 +101,7 @@ def load_causal_lm(
     """Load a causal language model from a folder or the hub.
 
     Args:
-        path: folder or hub id.
+        path: folder, name of an embedded model ("usp-tiny"), or hub id.
         weights: name of a pickle file ("pytorch_model.bin") that may be loaded for want of
             safetensors; the name is the consent.
         device: from `pick_device` when None.
@@ -177,9 +177,15 @@ def _size(folder: Path) -> float:
     return sum(p.stat().st_size for p in folder.iterdir() if p.is_file())
 
 
+EMBEDDED = Path(__file__).parent / "weights"  # models that come with the package, by name
+
+
 def local_folder(path: str | Path) -> Path | None:
-    """Return a path that exists, None for a hub id."""
-    return Path(path) if Path(path).exists() else None
+    """Return a path that exists, or the folder of an embedded model; None for a hub id."""
+    if Path(path).exists():
+        return Path(path)
+    plain = re.fullmatch(r"\w[\w.-]*", str(path))
+    return EMBEDDED / str(path) if plain and (EMBEDDED / str(path)).is_dir() else None
 
 
 def _source(path: str | Path, what: str) -> str:

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from usp_lab.chat import END_TOKEN, Message, chat_template, cut_to_turns, token_ids, with_profile
+from usp_lab.chat import (
+    END_TOKEN,
+    Message,
+    chat_template,
+    cut_to_turns,
+    token_ids,
+    with_profile,
+    without_special_tokens,
+)
 from usp_lab.data import Dialogue
 from usp_lab.errors import UspError
 
@@ -49,7 +57,10 @@ def encode(
 
     template, rows = chat_template(s.speaker, training=True), []
     for start in range(0, len(dialogues), 256):
-        batch = [to_messages(d, s) for d in dialogues[start : start + 256]]
+        batch = [
+            without_special_tokens(tokenizer, to_messages(d, s))
+            for d in dialogues[start : start + 256]
+        ]
         out = tokenizer.apply_chat_template(
             batch,
             chat_template=template,

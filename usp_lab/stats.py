@@ -171,7 +171,7 @@ def auc(
     codes, s, y = _codes(clusters, keep), s[keep], y[keep] > 0
     if not y.any() or y.all():
         return Estimate(math.nan, math.nan, math.nan, len(s), unit)
-    value, size = _auc(s, y), codes.max() + 1
+    value, size = area(s, y), codes.max() + 1
     if size < 2:
         return Estimate(value, math.nan, math.nan, len(s), unit)
     rank = np.unique(s, return_inverse=True)[1]
@@ -179,7 +179,8 @@ def auc(
     return Estimate(value, *np.nanpercentile(drawn, 100 * _TAILS).tolist(), len(s), unit)
 
 
-def _auc(scores: np.ndarray, labels: np.ndarray) -> float:
+def area(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Return the AUC, ties counted half, without an interval."""
     return _weighted_auc(np.unique(scores, return_inverse=True)[1], labels, np.ones(len(labels)))
 
 
