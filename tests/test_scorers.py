@@ -12,28 +12,22 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from usp_lab import load_dialogues, scorers, synthetic
+from usp_lab import load_dialogues, scorers, style, synthetic
 from usp_lab.chat import END_TOKEN, system_message, token_ids
 from usp_lab.engines import Sampling
 from usp_lab.errors import UspError
 from usp_lab.models import new_llama, new_tokenizer, sentence_encoder
-from usp_lab.scorers import (
-    StyleScorer,
-    author_pairs,
-    best_threshold,
-    cosine,
-    distort,
-    meaning,
-    turn_nll,
-)
+from usp_lab.scorers import cosine, meaning, turn_nll
 from usp_lab.simulate import UserSimulator
+from usp_lab.style import StyleScorer, author_pairs, best_threshold, distort
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def test_doctests() -> None:
-    result = doctest.testmod(scorers)
-    assert result.attempted >= 3 and not result.failed
+    for module, least in ((scorers, 1), (style, 1)):
+        result = doctest.testmod(module)
+        assert result.attempted >= least and not result.failed
 
 
 # --- losses --------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from usp_lab.chat import END_TOKEN
 from usp_lab.data import Dialogue, load_dialogues
 from usp_lab.errors import UspError
 from usp_lab.sft import SftSettings, train_sft
-from usp_lab.sft_data import encode
+from usp_lab.sft_data import encode, withhold_profiles
 from usp_lab.simulate import ModelAssistant, UserSimulator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -141,6 +141,19 @@ def test_profile_is_read_or_not(whole):
     told, *untold = (tokenizer.decode(ids) for ids in rows)
     assert "your profile is: \nYou are going to Lisbon." in told
     assert all("profile" not in text for text in untold)
+
+
+def test_profiles_are_withheld_at_the_share_asked_for():
+    many = dialogues(400)
+    some = replace(TINY, profile_dropout=0.25)
+    told = [d.profile is not None for d in withhold_profiles(many, some)]
+    assert 0.68 < sum(told) / len(told) < 0.82
+    assert told == [d.profile is not None for d in withhold_profiles(many, some)]
+    assert told != [d.profile is not None for d in withhold_profiles(many, replace(some, seed=1))]
+    assert all(d.profile for d in many)  # the dialogues given stay as they are
+    assert withhold_profiles(many, TINY) is many
+    with pytest.raises(UspError, match=r"profile_dropout must lie in \[0, 1\), not 1"):
+        replace(TINY, profile_dropout=1)
 
 
 def test_long_dialogues_are_cut_at_whole_turns_and_counted(whole):

@@ -13,7 +13,8 @@ import pandas as pd
 from usp_lab import stats
 from usp_lab.data import Corpus, Dialogue
 from usp_lab.errors import UspError
-from usp_lab.scorers import StyleScorer, author_pairs, best_threshold, cosine, meaning
+from usp_lab.scorers import cosine, meaning
+from usp_lab.style import StyleScorer, author_pairs, best_threshold
 
 METRICS = ("sem_sim", "style_sim", "ava")
 _FEWEST_PAIRS = 20  # of one author, and of two, that a threshold is chosen on

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from usp_lab.chat import END_TOKEN
 
 if TYPE_CHECKING:
-    from usp_lab.sft import SftResult, SftSettings
+    from usp_lab.sft_settings import SftResult, SftSettings
 
 
 def model_card(s: "SftSettings", result: "SftResult", parameters: int, fingerprint: str) -> str:

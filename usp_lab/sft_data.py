@@ -22,7 +22,7 @@ from usp_lab.errors import UspError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from usp_lab.sft import SftSettings
+    from usp_lab.sft_settings import SftSettings
 
 
 def to_messages(dialogue: Dialogue, s: "SftSettings") -> list[Message]:

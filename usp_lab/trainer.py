@@ -21,7 +21,7 @@ from trl import SFTConfig, SFTTrainer
 from usp_lab.errors import UspError
 
 if TYPE_CHECKING:
-    from usp_lab.sft import SftSettings
+    from usp_lab.sft_settings import SftSettings
 
 
 class TokenMeanTrainer(SFTTrainer):
