@@ -82,6 +82,7 @@ class GoalFinder:
                 asks = [
                     t for r in ("blunt", "plain", "roundabout", "later", "push") for t in goal[r]
                 ]
+                asks.append(goal["title"])  # as profiles, and requests made of it, name the goal
                 follows = [a["follow"]["ask"] for a in goal["answer"]]
                 texts += asks + follows
                 self._intents += [Intent(topic["key"], goal["key"])] * len(asks)

@@ -1,6 +1,6 @@
 """The simulator that comes with the package, so that minutes on a laptop start where hours ended.
 
-    python -m usp_lab.embedded usp-tiny --work FOLDER     # how it was made; about 75 min on 2 cores
+    python -m usp_lab.embedded usp-tiny --work FOLDER     # how it was made; about 50 min on 2 cores
 
 It has learned training users of the population, drawn with a seed of its own, and no sealed
 phrasing or topic. It records the population's fingerprint: `provenance` tells when the population
@@ -40,7 +40,7 @@ class Recipe:
 
 RECIPES = {
     "usp-tiny": Recipe(
-        dialogues=112_000,
+        dialogues=72_000,
         seed=1000,
         settings=SftSettings(
             size="2m",
@@ -49,8 +49,8 @@ RECIPES = {
             batch=16,
             max_length=512,
             profile_dropout=0.1,
-            evals=14,
-            patience=14,
+            evals=9,
+            patience=9,
         ),
     )
 }

@@ -278,7 +278,7 @@ def new_llama(
         num_key_value_heads=heads,
         tie_word_embeddings=True,
         max_position_embeddings=context,
-        rope_theta=10_000.0,
+        rope_theta=500_000.0,  # Llama-3's: the profile is read from hundreds of tokens away
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -25,7 +25,7 @@ class SftSettings:
         epochs, max_steps: length; max_steps > 0 wins.
         batch: dialogues a step, over all processes; micro_batch: of these, how many a process
             computes at once (0: all of its own).
-        lr: peak learning rate (cosine, warm-up 0.1 of the steps).
+        lr: peak learning rate (cosine, warm-up a tenth of the steps, 200 at most).
         optimizer: "adamw", or "muon" for small models on one machine (`optim.MuonAdamW`).
         max_length: tokens a dialogue at the most; the rest is cut at whole turns and counted.
         patience: evaluations without a better validation loss before stopping early; evals:

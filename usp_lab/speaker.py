@@ -23,12 +23,13 @@ MAX_TURNS = 12
 _REGISTERS = ("blunt", "plain", "roundabout")
 # By length: how often an opening has 0, 1 or 2 asides, a later turn one; "Another question for you."
 # before a request; a word on a helpful reply before going on; courtesies around the first request.
-_OPENING_ASIDES = {"terse": (75, 25, 0), "medium": (35, 60, 5), "wordy": (0, 35, 65)}
-_LATER_ASIDE = {"terse": 0.12, "medium": 0.36, "wordy": 0.88}
+_OPENING_ASIDES = {"terse": (75, 25, 0), "medium": (42, 53, 5), "wordy": (0, 45, 55)}
+_LATER_ASIDE = {"terse": 0.08, "medium": 0.24, "wordy": 0.6}
 _LEAD_IN = {"terse": 0.05, "medium": 0.2, "wordy": 0.45}
 _TAKE_UP = {"terse": 0.35, "medium": 0.8, "wordy": 0.95}
 _TONE = {"terse": 0.15, "medium": 0.35, "wordy": 0.6}
 _TOPICAL, _OF_TRAIT = 12.0, 0.8  # weights of asides on the topic and of traits; a fact's is 1
+_TITLED = 0.55  # how often a request names its goal by title ("Could you tell me how to ...?")
 _LOOSE = {"gender": 0.4, "place": 0.7}  # facts whose asides seldom have to do with the matter
 _BASE_HAZARD = {"short": 0.05, "medium": 0.025, "long": 0.01}
 _ANNOYED_HAZARD = {"short": 0.35, "medium": 0.18, "long": 0.08}  # per request left unhelped
@@ -260,8 +261,12 @@ class PopulationUser:
         if own == "roundabout" and z["length"] == "terse":
             own = "blunt"
         first = ["later"] if later and rng.random() < 0.6 else []
+        titled = rng.random() < _TITLED
+        if titled and z["length"] != "medium" and rng.random() < 0.7:  # a title has one length
+            own = {"terse": "blunt", "wordy": "roundabout"}[z["length"]]
         for register in (*registers, *first, own, "plain", "blunt"):
-            fresh = [t for t in self.task.phrases(goal[register]) if t not in state.said]
+            texts = self._titled(register, goal) if titled else self.task.phrases(goal[register])
+            fresh = [t for t in texts if t not in state.said]
             if fresh:
                 break
         text = self._of_length(fresh or self.task.phrases(goal[own]), rng)
@@ -269,6 +274,10 @@ class PopulationUser:
         if z["politeness"] == "curt":
             text = re.sub(r",? please(?=[.?!,])", "", text)
         return _Part("ask", fill(text, self.task.slots))
+
+    def _titled(self, register: str, goal: dict) -> list[str]:
+        frames = self.task.phrases(tables()["requests"]["ask"][register], 0.2)
+        return [f.replace("{title}", goal["title"]) for f in frames]
 
     def _of_length(self, texts: Sequence[str], rng: Random) -> str:
         """Draw a phrasing: the terse take the shorter of two, the wordy the longer."""

@@ -26,7 +26,7 @@ _TEXTING = re.compile(
 )
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)*")
 _ENDS = re.compile(r"(?<=[.?!])\s+")
-_TYPO_RATE = {"careful": 0.0, "slips": 0.03, "careless": 0.15}  # per word of four letters and more
+_TYPO_RATE = {"careful": 0.0, "slips": 0.03, "careless": 0.1}  # per word of four letters and more
 _EXPECTED = {
     "none": 0.85,
     "exclaiming": 0.75,

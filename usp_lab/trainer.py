@@ -104,7 +104,7 @@ def arguments(s: "SftSettings", folder: Path, steps: int) -> SFTConfig:
         max_length=None,  # we have cut at whole turns; TRL would cut anywhere
         learning_rate=s.lr,
         lr_scheduler_type="cosine",
-        warmup_steps=max(1, round(0.1 * steps)),
+        warmup_steps=min(200, max(1, round(0.1 * steps))),
         weight_decay=0.1,
         adam_beta2=0.95,
         bf16=s.bf16,
