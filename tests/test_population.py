@@ -398,6 +398,9 @@ def test_sealed_phrasings_never_occur_in_training(train, sealed):
                 for r in REGISTERS
                 for p in other.phrases(g[r])
             ]
+            titles = [g["title"] for g in t["topics"][task.topic]["goal"]]
+            frames = [f for r in REGISTERS for f in other.phrases(t["requests"]["ask"][r], 0.2)]
+            texts += [f.replace("{title}", title) for f in frames for title in titles]
             texts += [p for _, a, _ in speaker.asides(task) for p in other.phrases(a, 0.2)]
             tones = [
                 e[z["politeness"]]["text"] for k, e in t["reactions"].items() if k != "assistant"
@@ -408,6 +411,21 @@ def test_sealed_phrasings_never_occur_in_training(train, sealed):
             assert not (is_train and found)
             seen_sealed += len(found)
     assert seen_sealed > 300  # the check does find them where they are
+
+
+def test_titles_stand_whole_in_requests_by_title(train):
+    frames = [f for r in REGISTERS for f in tables()["requests"]["ask"][r]]
+    assert all(f.count("{title}") == 1 for f in frames) and len(set(frames)) == len(frames)
+    asked = named = 0
+    for d in train[:400]:
+        if (z := d.truth["user"])["typos"] != "careful" or z["abbreviations"] != "none":
+            continue
+        text = bare(" | ".join(d.user_turns))
+        asked += len(d.truth["asked"])
+        named += sum(
+            bare(synthetic.fill_title(synthetic.task_of(d), g)) in text for g in d.truth["asked"]
+        )
+    assert 0.4 < named / asked < 0.9
 
 
 def test_sealed_topics_never_occur_in_training(train, sealed):
