@@ -1,0 +1,60 @@
+"""The models that come with the package: small, made from this population, and of no test user."""
+
+import json
+
+import pytest
+
+from usp_lab import synthetic
+from usp_lab.assistants import scripted
+from usp_lab.embedded import RECIPES, make, provenance
+from usp_lab.errors import UspError
+from usp_lab.models import EMBEDDED
+from usp_lab.sft import FINAL, SftSettings
+from usp_lab.simulate import UserSimulator, simulate
+
+NAMES = sorted(RECIPES)
+
+
+def test_weights_stay_under_fifteen_megabytes():
+    assert sum(p.stat().st_size for p in EMBEDDED.rglob("*") if p.is_file()) <= 15e6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_made_from_this_population_by_this_recipe(name):
+    origin = provenance(name)
+    assert origin["population"] == synthetic.fingerprint() and not origin["stale"]
+    made = json.loads((EMBEDDED / name / FINAL).read_text())["settings"]
+    assert SftSettings(**made) == RECIPES[name].settings
+    card = (EMBEDDED / name / "README.md").read_text()
+    assert synthetic.fingerprint() in card and "usp_lab.embedded" in card
+
+
+def test_says_when_the_population_has_changed(monkeypatch):
+    monkeypatch.setattr(synthetic, "fingerprint", lambda: "0" * 12)
+    assert provenance(NAMES[0])["stale"]
+    assert provenance("") == {} == provenance("no/such")
+
+
+def test_shares_no_user_with_any_test():
+    seeds = {r.seed for r in RECIPES.values()}
+    assert not seeds & {0, 1, 2, 3}  # those that notebooks and tests use
+    ids = {d.user_id for s in seeds for d in synthetic.draw("train", 50, s)}
+    assert not ids & {d.user_id for d in synthetic.draw("test", 50, min(seeds))}
+
+
+def test_speaks_by_name_as_the_profile_says():
+    targets = synthetic.draw("test", 12, 7)
+    sim = UserSimulator.from_pretrained("usp-tiny", temperature=0, max_new_tokens=48)
+    spoken = simulate(sim, scripted("good"), targets, max_turns=3, progress=False)
+    lower = [
+        [t[:1].islower() for t in d.user_turns]
+        for d, target in zip(spoken, targets, strict=True)
+        if target.truth["user"]["casing"] == "lower"
+    ]
+    assert all(d.n_turns >= 2 for d in spoken)
+    assert sum(map(sum, lower)) > 0.8 * sum(map(len, lower)) > 0
+
+
+def test_unknown_recipe(tmp_path):
+    with pytest.raises(UspError, match="no recipe 'x'; there are: usp-tiny"):
+        make("x", tmp_path)
