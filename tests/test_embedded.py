@@ -1,14 +1,16 @@
 """The models that come with the package: small, made from this population, and of no test user."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 
-from usp_lab import synthetic
+from usp_lab import embedded, models, synthetic
 from usp_lab.assistants import scripted
-from usp_lab.embedded import RECIPES, make, provenance
+from usp_lab.embedded import RECIPES, Stage, make, provenance
 from usp_lab.errors import UspError
-from usp_lab.models import EMBEDDED
+from usp_lab.models import EMBEDDED, load_causal_lm
 from usp_lab.sft import FINAL, SftSettings
 from usp_lab.simulate import UserSimulator, simulate
 
@@ -23,8 +25,12 @@ def test_weights_stay_under_fifteen_megabytes():
 def test_made_from_this_population_by_this_recipe(name):
     origin = provenance(name)
     assert origin["population"] == synthetic.fingerprint() and not origin["stale"]
-    made = json.loads((EMBEDDED / name / FINAL).read_text())["settings"]
-    assert SftSettings(**made) == RECIPES[name].settings
+    made = json.loads((EMBEDDED / name / FINAL).read_text())
+    stages = [(n, seed, SftSettings(**settings)) for n, seed, settings in made["stages"]]
+    assert stages == [(s.dialogues, s.seed, s.settings) for s in RECIPES[name]]
+    assert replace(SftSettings(**made["settings"]), base="") == RECIPES[name][-1].settings
+    assert "/" not in made["settings"]["base"]  # no path of the machine it was made on
+    assert origin["dialogues"] == sum(s.dialogues for s in RECIPES[name])
     card = (EMBEDDED / name / "README.md").read_text()
     assert synthetic.fingerprint() in card and "usp_lab.embedded" in card
 
@@ -36,10 +42,30 @@ def test_says_when_the_population_has_changed(monkeypatch):
 
 
 def test_shares_no_user_with_any_test():
-    seeds = {r.seed for r in RECIPES.values()}
+    seeds = {stage.seed for stages in RECIPES.values() for stage in stages}
     assert not seeds & {0, 1, 2, 3}  # those that notebooks and tests use
     ids = {d.user_id for s in seeds for d in synthetic.draw("train", 50, s)}
     assert not ids & {d.user_id for d in synthetic.draw("test", 50, min(seeds))}
+
+
+def test_stages_go_on_from_one_another_and_from_where_they_were(tmp_path, monkeypatch):
+    trained = []
+
+    def train_sft(train, validation, out, settings, fingerprint):
+        trained.append((len(train), len(validation), settings.base))
+        shutil.copytree(EMBEDDED / NAMES[0], out, copy_function=shutil.copyfile)
+
+    monkeypatch.setattr(embedded, "train_sft", train_sft)
+    monkeypatch.setattr(models, "EMBEDDED", tmp_path / "package")
+    short = SftSettings()
+    monkeypatch.setitem(RECIPES, "x", (Stage(20, 5, short), Stage(10, 6, short)))
+    target = make("x", tmp_path / "work")
+    assert trained == [(20, 300, ""), (10, 300, str(tmp_path / "work" / "x-1"))]
+    assert load_causal_lm(target, device=None).num_parameters() > 1e6
+    card = (target / "README.md").read_text()
+    assert "20 (seed 5), then from 10 (seed 6)" in card and str(tmp_path) not in card
+    make("x", tmp_path / "work")
+    assert len(trained) == 2  # what is finished is not trained again
 
 
 def test_speaks_by_name_as_the_profile_says():

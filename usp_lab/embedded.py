@@ -1,6 +1,6 @@
 """The simulator that comes with the package, so that minutes on a laptop start where hours ended.
 
-    python -m usp_lab.embedded usp-tiny --work FOLDER     # how it was made; about 50 min on 2 cores
+    python -m usp_lab.embedded usp-tiny --work FOLDER     # how it was made; about 70 min on 2 cores
 
 It has learned training users of the population, drawn with a seed of its own, and no sealed
 phrasing or topic. It records the population's fingerprint: `provenance` tells when the population
@@ -11,7 +11,7 @@ import argparse
 import json
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from usp_lab.errors import UspError
@@ -22,36 +22,37 @@ _CARD = """
 
     python -m usp_lab.embedded {name} --work FOLDER
 
-From {r.dialogues:,} dialogues of the known-truth population, its training users under seed
-{r.seed}: no user, sealed phrasing or sealed topic of any test split is among them. What is said in
-open phrasings is, in other users' dialogues: a sentence of a test user may well be known. Weights
-are in bf16.
+Each stage goes on from the one before, from dialogues of the known-truth population's training users:
+{stages}. No user, sealed phrasing or sealed topic of any test split is among them. What is said in open
+phrasings is, in other users' dialogues: a sentence of a test user may well be known. Weights are in
+bf16.
 """
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What an embedded model is made of: training dialogues, the population's seed, settings."""
+class Stage:
+    """One training: dialogues of the population's training users under a seed, and settings."""
 
     dialogues: int
     seed: int
     settings: SftSettings
 
 
+_TINY = SftSettings(
+    size="2m",
+    optimizer="muon",
+    lr=4e-3,
+    batch=16,
+    max_length=512,
+    profile_dropout=0.1,
+    evals=9,
+    patience=9,
+)
+# name -> stages; each goes on from the one before
 RECIPES = {
-    "usp-tiny": Recipe(
-        dialogues=72_000,
-        seed=1000,
-        settings=SftSettings(
-            size="2m",
-            optimizer="muon",
-            lr=4e-3,
-            batch=16,
-            max_length=512,
-            profile_dropout=0.1,
-            evals=9,
-            patience=9,
-        ),
+    "usp-tiny": (
+        Stage(72_000, 1000, _TINY),
+        Stage(54_400, 1001, replace(_TINY, lr=3e-3)),
     )
 }
 
@@ -62,24 +63,42 @@ def make(name: str, work: str | Path) -> Path:
     Raises:
         UspError: no such recipe.
     """
-    import torch
-
     from usp_lab import synthetic
-    from usp_lab.models import EMBEDDED, load_causal_lm
 
     if name not in RECIPES:
         raise UspError(f"no recipe {name!r}; there are: {', '.join(RECIPES)}")
-    recipe, out = RECIPES[name], Path(work) / name
-    parts = {
-        split: [d.model_copy(update={"truth": None}) for d in synthetic.draw(split, n, recipe.seed)]
-        for split, n in (("train", recipe.dialogues), ("validation", 300))
-    }
-    train_sft(parts["train"], parts["validation"], out, recipe.settings, synthetic.fingerprint())
+    base = out = Path()
+    for i, stage in enumerate(RECIPES[name], 1):
+        base, out = out, Path(work) / f"{name}-{i}"
+        if (out / FINAL).is_file():
+            continue
+        parts = [
+            [d.model_copy(update={"truth": None}) for d in synthetic.draw(split, n, stage.seed)]
+            for split, n in (("train", stage.dialogues), ("validation", 300))
+        ]
+        settings = replace(stage.settings, base=str(base) if i > 1 else "")
+        train_sft(*parts, out, settings, synthetic.fingerprint())
+    return _put(name, out)
+
+
+def _put(name: str, trained: Path) -> Path:
+    """Copy a trained model into the package, its weights in bf16."""
+    import torch
+
+    from usp_lab.models import EMBEDDED, load_causal_lm
+
     target = EMBEDDED / name
-    shutil.copytree(out, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoints"))
-    load_causal_lm(out).to(torch.bfloat16).save_pretrained(target)
-    card = (out / "README.md").read_text(encoding="utf-8")
-    (target / "README.md").write_text(card + _CARD.format(name=name, r=recipe), encoding="utf-8")
+    shutil.copytree(trained, target, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    load_causal_lm(trained).to(torch.bfloat16).save_pretrained(target)
+    (target / "model.safetensors").chmod(0o644)
+    record = json.loads((target / FINAL).read_text(encoding="utf-8"))
+    record["settings"]["base"] = Path(record["settings"]["base"]).name
+    record["stages"] = [[s.dialogues, s.seed, asdict(s.settings)] for s in RECIPES[name]]
+    (target / FINAL).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    stages = ", then from ".join(f"{s.dialogues:,} (seed {s.seed})" for s in RECIPES[name])
+    card = (trained / "README.md").read_text(encoding="utf-8")
+    card += _CARD.format(name=name, stages=stages)
+    (target / "README.md").write_text(card, encoding="utf-8")
     return target
 
 
@@ -100,7 +119,7 @@ def provenance(name: str) -> dict[str, object]:
     return {
         "name": name,
         "population": made["data"],
-        "dialogues": made["counts"]["train: dialogues"],
+        "dialogues": sum(n for n, *_ in made["stages"]),
         "stale": made["data"] != synthetic.fingerprint(),
     }
 

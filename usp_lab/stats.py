@@ -60,7 +60,7 @@ def ratio(
     0.5
     """
     columns = _aligned(numerators, denominators)
-    return _estimate(columns, lambda a, b: transform(a / b), clusters, unit, seed)
+    return of_sums(columns, lambda a, b: transform(a / b), clusters, unit, seed)
 
 
 def ratio_difference(
@@ -84,7 +84,7 @@ def ratio_difference(
     def difference(a, b, c, d):
         return transform(a / b) - transform(c / d)
 
-    return _estimate(_aligned(*first, *second), difference, clusters, unit, seed)
+    return of_sums(_aligned(*first, *second), difference, clusters, unit, seed)
 
 
 def mean(
@@ -201,14 +201,21 @@ def _aligned(*columns: Sequence[float]) -> list[np.ndarray]:
     return columns
 
 
-def _estimate(
+def of_sums(
     columns: list[np.ndarray],
     statistic: Callable,
     clusters: Sequence[Hashable] | None,
     unit: str,
     seed: int,
 ) -> Estimate:
-    """Estimate a statistic of column sums, which it takes as numbers or arrays."""
+    """Return any statistic of column sums (a ratio, an F1), its interval by resampling clusters.
+
+    Args:
+        columns: arrays of one length, one number an item; items with a NaN are left out.
+        statistic: of the columns' sums, which it is given as numbers, or as arrays of resamples.
+        clusters: whose items are resampled together; None: each item alone.
+        unit, seed: as elsewhere here.
+    """
     keep = ~np.isnan(columns).any(axis=0)
     codes, n = _codes(clusters, keep), int(keep.sum())
     sums = [np.bincount(codes, weights=c[keep]) for c in columns]  # per cluster
