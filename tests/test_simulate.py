@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 from usp_lab.chat import END_TOKEN, SYSTEM_PROMPT, Utterance, chat_template, system_message
 from usp_lab.data import Dialogue
+from usp_lab.endpoint_requests import _LIMIT
+from usp_lab.endpoints import Endpoint
 from usp_lab.engines import Sampling
 from usp_lab.errors import UspError
 from usp_lab.models import load_causal_lm, load_tokenizer, look_alike
@@ -372,7 +376,7 @@ def test_bar_on_request_alone(capsys):
     assert capsys.readouterr() == ("", "")
     play(["a"], progress=True)
     shown = capsys.readouterr()
-    assert shown.out == "" and "0/1" in shown.err and "dialogue" in shown.err
+    assert shown.out == "" and "0/1" in shown.err and "dialogues/s" in shown.err
 
 
 def test_twin_with_a_scripted_assistant():
@@ -388,3 +392,102 @@ def test_twin_with_a_scripted_assistant():
     assert {d.stop for d in runs[0]} <= {"left", "closing", "max turns"}
     assert [d.user_id for d in runs[0]] == [t.user_id for t in targets]
     assert all(Simulated.model_validate_json(d.model_dump_json()) == d for d in runs[0])
+
+
+# --- remote sides ---------------------------------------------------------------------------------
+
+
+class Remote:
+    """Makes a side remote: called from threads with one dialogue each; notes how many at once."""
+
+    remote = True
+
+    def __init__(self, side, concurrency: int = 3, slow=None) -> None:
+        self.side, self.concurrency, self.slow = side, concurrency, slow
+        self.now = self.most = 0
+        self.lock = threading.Lock()
+        self.start = getattr(side, "start", None)
+
+    def __repr__(self) -> str:
+        return repr(self.side)
+
+    def _call(self, speak, batch, seeds):
+        assert len(batch) == 1
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        if self.slow:
+            self.slow(batch[0])
+        time.sleep(0.002)
+        with self.lock:
+            self.now -= 1
+        return speak(batch, seeds)
+
+    def generate(self, batch, seeds):
+        return self._call(self.side.generate, batch, seeds)
+
+    def reply(self, batch, seeds):
+        return self._call(self.side.reply, batch, seeds)
+
+
+def test_remote_sides_say_the_same(sim, assistant):
+    profiles = ["where/when", f"where/{END_TOKEN}", "where/thanks, bye", "where/ ", "", "a/LEAVE"]
+    assert play(profiles) == play(profiles, Remote(User()), Remote(Assistant()), batch_size=4)
+    here = play(profiles, sim, assistant)
+    for user, partner in ((sim, Remote(assistant)), (Remote(sim, 1), assistant)):
+        there = play(profiles, user, partner)
+        assert [d.messages for d in there] == [d.messages for d in here]
+
+
+@pytest.mark.parametrize("batch_size, most", [(64, 3), (2, 2)])
+def test_concurrency_is_bounded(batch_size, most):
+    user = Remote(User())
+    play([f"a/{i}" for i in range(12)], user, Remote(Assistant(), 5), batch_size=batch_size)
+    assert user.most == most
+
+
+def test_a_dialogue_that_waits_holds_up_no_other(tmp_path):
+    out, others = tmp_path / "o.jsonl", [f"a/{i}" for i in range(6)]
+
+    def slow(messages):
+        deadline = time.monotonic() + 60
+        while messages[-1]["content"] == "slow" and time.monotonic() < deadline:
+            if out.exists() and len(out.read_bytes().splitlines()) == len(others):
+                break  # all others have ended meanwhile
+            time.sleep(0.005)
+
+    dialogues = play(["slow", *others], assistant=Remote(Assistant(), slow=slow), out=out)
+    assert [d.stop for d in dialogues] == ["max turns"] * 7
+    assert json.loads(out.read_bytes().splitlines()[-1])["profile"] == "slow"
+
+
+def test_endpoint_s_time_for_a_dialogue_is_kept():
+    class Timed(Remote):
+        endpoint = Endpoint("http://localhost/v1", "m", dialogue_timeout=100)
+
+        def _call(self, speak, batch, seeds):
+            limits.append(_LIMIT.get())
+            return super()._call(speak, batch, seeds)
+
+    limits: list[float] = []
+    play(["a"], Timed(User()), Timed(Assistant()))
+    assert len(limits) == 6  # three turns of each side
+    for own in (limits[::2], limits[1::2]):  # what is left of 100 s to each
+        assert 100 == own[0] > own[1] > own[2] > 90
+
+
+def test_sides_are_checked_before_anything_is_spent(tmp_path):
+    class Checked(User):
+        def check(self):
+            checks.append(True)
+            if self.calls is None:
+                raise UspError("the endpoint serves another model")
+
+    checks, user = [], Checked()
+    play(["a"], user, out=tmp_path / "o.jsonl")
+    assert len(checks) == 1 and user.calls
+    play(["a"], user, out=tmp_path / "o.jsonl")
+    assert len(checks) == 1  # nothing to do
+    user.calls = None
+    with pytest.raises(UspError, match="serves another model"):
+        play(["a", "b"], user, out=tmp_path / "o.jsonl")

@@ -2,6 +2,7 @@
 
     show_dialogue(dialogue.messages, title="usp", profile=dialogue.profile, stop=dialogue.stop)
     side_by_side([show_dialogue(real, title="real"), show_dialogue(simulated, title="usp")])
+    side_by_side([show_dialogue(d, profile=p, praise=True) for d in several], legend=True)
     show_trained_tokens(tokenizer, dialogue.messages)
 
 Every text is shown as it is: HTML, markdown and formulas in it stay text. No JavaScript and no style
@@ -17,9 +18,14 @@ from itertools import pairwise
 
 from usp_lab.chat import Message, chat_template, trained_mask
 from usp_lab.metrics import copied_phrases
+from usp_lab.praise import praise_phrases
 
 _USER, _ASSISTANT = "rgba(0,114,178,.2)", "rgba(128,128,128,.2)"  # Okabe & Ito's blue, grey
+# Told apart by the line as well as by the colour; where both hold, copied words keep their ground.
 _MARK = "background:rgba(230,159,0,.45);color:inherit;border-bottom:2px solid rgba(230,159,0,.9)"
+_PRAISED = "border-bottom:3px dotted rgba(204,121,167,1);color:inherit"
+_PRAISE_ALONE = f"background:rgba(204,121,167,.4);{_PRAISED}"
+_MEANING = {"copied": "repeats the profile", "praise": "praises the assistant"}
 _TRAINED = "background:rgba(0,114,178,.25);color:inherit;border-bottom:2px solid rgba(0,114,178,.8)"
 _TEXT = "white-space:pre-wrap;overflow-wrap:anywhere;text-align:start"
 _SMALL = f"font-size:.85em;opacity:.75;margin:.2em 0;{_TEXT}"
@@ -53,27 +59,32 @@ def show_dialogue(
     stop: str | None = None,
     meta: Mapping[str, object] | None = None,
     notes: Sequence[str] | None = None,
+    praise: bool = False,
+    show_profile: bool = True,
 ) -> Bubbles:
     """Show one dialogue.
 
     Args:
         messages: in order; a system message is shown in a box.
         title: above it, e.g. the arm.
-        profile: shown in a box above the dialogue.
+        profile: what the user was told; shown in a box above the dialogue.
         highlight: what to mark in the user's turns: True what they copy from ``profile`` (runs of
             four words, `metrics.copied_phrases`), False nothing, or these phrases.
         stop: why the dialogue ended; shown as "ends: ...".
         meta: names and values for a small line below the title.
         notes: one small line below each message, "" for none.
+        praise: mark in the user's turns, in another colour, what praises the assistant
+            (`praise.praise_phrases`).
+        show_profile: False: the profile is there for ``highlight`` alone.
     """
     parts = [f'<div style="font-weight:bold;{_TEXT}">{_escape(title)}</div>'] if title else []
     if meta:
         line = " \u00b7 ".join(f"{k}: {v}" for k, v in meta.items())
         parts.append(f'<div style="{_SMALL}">{_escape(line)}</div>')
-    if profile:
+    if profile and show_profile:
         parts.append(_boxed("profile", profile))
     for message, note in zip(messages, notes or [""] * len(messages), strict=True):
-        parts.append(_bubble(message, note, profile, highlight))
+        parts.append(_bubble(message, note, profile, highlight, praise))
     if not messages:
         parts.append(f'<div style="{_SMALL}">(no messages)</div>')
     if stop:
@@ -82,13 +93,20 @@ def show_dialogue(
     return Bubbles(body, as_text(messages, title=title, stop=stop))
 
 
-def side_by_side(dialogues: Sequence[Bubbles]) -> Bubbles:
-    """Show dialogues in columns, as many as the page has room for."""
+def side_by_side(dialogues: Sequence[Bubbles], legend: bool = False) -> Bubbles:
+    """Show dialogues in columns, as many as the page has room for.
+
+    Args:
+        dialogues: from `show_dialogue`.
+        legend: say above them what the marks mean.
+    """
     cells = "".join(f'<div style="min-width:0">{d.html}</div>' for d in dialogues)
     grid = "display:grid;grid-template-columns:repeat(auto-fit,minmax(17em,1fr));gap:1.5em"
-    return Bubbles(
-        f"<div {_ROOT.format(grid)}>{cells}</div>", "\n\n".join(d.text for d in dialogues)
-    )
+    columns = f"<div {_ROOT.format(grid)}>{cells}</div>"
+    if legend:
+        marks = " \u00b7 ".join(_mark(html.escape(_MEANING[kind]), {kind}) for kind in _MEANING)
+        columns = f'<div style="{_SMALL}">Marked in the user\'s turns: {marks}</div>{columns}'
+    return Bubbles(columns, "\n\n".join(d.text for d in dialogues))
 
 
 def show_trained_tokens(tokenizer, messages: Sequence[Message], speaker: str = "user") -> Bubbles:
@@ -151,13 +169,19 @@ def as_text(
     return "\n".join(lines + ([f"(ends: {_clean(stop)})"] if stop else []))
 
 
-def _bubble(message: Message, note: str, profile: str | None, highlight: bool | Sequence) -> str:
+def _bubble(
+    message: Message, note: str, profile: str | None, highlight: bool | Sequence, praise: bool
+) -> str:
     role, text = message["role"], _clean(message["content"])
     below = f'<div style="{_SMALL}">{_escape(note)}</div>' if note else ""
     if role == "system":
         return _boxed("system", text) + below
     user = role == "user"
-    shown = _marked(text, _spans(text, profile, highlight) if user else []) or "(empty)"
+    spans = {
+        "copied": _spans(text, profile, highlight) if user else [],
+        "praise": praise_phrases(text) if user and praise else [],
+    }
+    shown = _marked(text, spans) or "(empty)"
     side = "margin-left:auto" if user else "margin-right:auto"
     corner = "border-bottom-right-radius:.2em" if user else "border-bottom-left-radius:.2em"
     bubble = (
@@ -195,13 +219,21 @@ def _spans(
     return spans
 
 
-def _marked(text: str, spans: Sequence[tuple[int, int]]) -> str:
-    parts, end = [], 0
-    for start, stop in spans:
-        marked = f'<mark style="{_MARK}">{html.escape(text[start:stop])}</mark>'
-        parts += [html.escape(text[end:start]), marked]
-        end = stop
-    return "".join([*parts, html.escape(text[end:])])
+def _marked(text: str, spans: Mapping[str, Sequence[tuple[int, int]]]) -> str:
+    """Escape a text and mark its spans, which of several kinds may overlap."""
+    ends = {i for own in spans.values() for span in own for i in span}
+    cuts, parts = sorted({0, len(text), *ends}), []
+    for start, stop in pairwise(cuts):
+        kinds = {k for k, own in spans.items() if any(a <= start and stop <= b for a, b in own)}
+        piece = html.escape(text[start:stop])
+        parts.append(_mark(piece, kinds) if kinds else piece)
+    return "".join(parts)
+
+
+def _mark(escaped: str, kinds: set[str]) -> str:
+    style = _PRAISE_ALONE if kinds == {"praise"} else _MARK
+    style += f";{_PRAISED}" if len(kinds) > 1 else ""
+    return f'<mark style="{style}">{escaped}</mark>'
 
 
 def _escape(text: object) -> str:

@@ -1,4 +1,4 @@
-"""The command line: `usp-lab run` executes notebooks, `usp-lab list` shows them.
+"""The command line: `usp-lab run` executes notebooks, `list` shows them, `simulate` makes dialogues.
 
 examples:
   usp-lab run all                           every notebook, at preset tiny, that is not up to date
@@ -6,6 +6,7 @@ examples:
   usp-lab run all --data chats.jsonl.gz     on real dialogues, into runs/tiny+chats
   usp-lab run 03 -p seed=1 --name second    another seed, into runs/tiny+second
   usp-lab list                              notebooks, parameters, presets, what is up to date
+  usp-lab simulate --help                   dialogues of a simulator with an assistant
 """
 
 import argparse
@@ -15,6 +16,7 @@ import re
 import sys
 from pathlib import Path
 
+from usp_lab import simulate_cli
 from usp_lab.errors import UspError
 from usp_lab.files import HUB, POPULATION, find_root
 from usp_lab.notebooks import Notebook, read_notebooks, unknown
@@ -37,8 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     except UspError as error:
         print(f"usp-lab: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("usp-lab: stopped", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"usp-lab: {str(stop) or 'stopped'}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -104,6 +106,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     listing.add_argument("--preset", default="tiny", help="whose values and state to show")
     listing.set_defaults(command=list_command)
+    simulate_cli.add_parser(commands)
     return parser
 
 

@@ -137,6 +137,7 @@ class UserSimulator(ChatModel):
     ) -> None:
         super().__init__(model, tokenizer, sampling, name)
         self.with_profile = with_profile
+        self.given = "the target's profile" if with_profile else "the target's true first turn"
 
     def start(self, target: "Dialogue | str") -> list[Message]:
         """Return the messages a dialogue starts from: the profile's system message, or (without
@@ -175,6 +176,7 @@ class TwinSimulator:
     """
 
     name = "twin"
+    given = "who the target's user is and wants, from the population's truth"
 
     def start(self, target: Dialogue) -> list[Message]:
         """Return an opening that carries the target's hidden task."""

@@ -1,0 +1,78 @@
+"""The plots of `13_continuity`: when users stop, and whether predicted ends come true.
+
+As in `plots`: a function takes one tidy table of plain columns and returns a figure.
+"""
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from usp_lab.canvas import BLACK, CHARS, GREY, as_plot, line, looks, n_text, panels, wrap
+
+_QUANTITIES = {
+    "survival": "share of users still there",
+    "hazard": "share that ends here,\nof those still there",
+}
+_BEHIND = ("real", "population")  # drawn behind every simulator
+
+
+@as_plot("quantity arm turn value low high n", text="quantity arm", floats="turn value low high n")
+def stopping_curves(table: pd.DataFrame) -> Figure:
+    """Draw survival and hazard of stopping by decision, one panel an arm, real people behind it.
+
+    Args:
+        table: quantity ("survival" or "hazard"), arm ("real" and the "population"'s own hazards
+            stand behind the others), turn (user turns before the decision), value, low, high, n
+            (dialogues at risk), as `continuity.stopping_curves` gives them.
+    """
+    look = looks(table["arm"])
+    alone = [a for a in look if a not in _BEHIND] or list(look)
+    shown = [(q, a) for q in _QUANTITIES for a in alone if (table["quantity"] == q).any()]
+    fig, axes, columns = panels([1.9] * len(shown), share_y=True)
+    for i, (ax, (quantity, arm)) in enumerate(zip(axes, shown, strict=True)):
+        part = table[(table["quantity"] == quantity) & table["value"].notna()].sort_values("turn")
+        true = part[part["arm"] == "population"]
+        ax.plot(true["turn"], true["value"], color=GREY, linewidth=1.2, linestyle="--", zorder=2)
+        for name in ("real", arm) if arm != "population" else ():
+            own = part[part["arm"] == name]
+            line(ax, own, "turn", "value", look.get(name, look[arm]), size=4 if name == arm else 3)
+        first = table[(table["arm"] == arm) & (table["turn"] == table["turn"].min())]
+        ax.set_title(wrap(f"{look[arm].label}: {quantity}", CHARS[columns]))
+        ax.set_xlabel(f"decision after user turn\n{n_text(first['n'])}".strip())
+        ax.set_ylim(-0.03, 1.03)
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        if i % columns == 0:
+            ax.set_ylabel(_QUANTITIES[quantity])
+    foot = ["band: 95 % interval", "n: dialogues"]
+    foot += ["black: real people"] if "real" in look else []
+    foot += ["dashed: the population's own hazards"] if "population" in look else []
+    fig.supxlabel(", ".join(foot), fontsize=8)
+    return fig
+
+
+@as_plot("arm predicted value low high n", text="arm", floats="predicted value low high n")
+def reliability(table: pd.DataFrame) -> Figure:
+    """Draw how often users ended against how probable an arm called it, one panel an arm.
+
+    On the dashed diagonal probabilities mean what they say.
+
+    Args:
+        table: arm, predicted (mean probability of a bin, 0 to 1), value (share that ended), low,
+            high, n (decisions), as `termination.reliability` gives them.
+    """
+    look = looks(table["arm"])
+    fig, axes, columns = panels([2.2] * len(look), share_y=True)
+    for ax, (arm, one) in zip(axes, look.items(), strict=True):
+        own = table[(table["arm"] == arm) & table["value"].notna()].sort_values("predicted")
+        ax.plot([0, 1], [0, 1], color=BLACK, linewidth=1, linestyle="--", zorder=1)
+        line(ax, own, "predicted", "value", one, size=5)
+        ax.vlines(own["predicted"], own["low"], own["high"], color="#333333", linewidth=1.2)
+        ax.set_title(wrap(one.label, CHARS[columns]))
+        n = n_text([own["n"].sum()]) if len(own) else "not scored"
+        ax.set_xlabel(f"predicted probability of an end\n{n}")
+        ax.set_xlim(-0.03, 1.03)
+        ax.set_ylim(-0.03, 1.03)
+    for ax in axes[::columns]:
+        ax.set_ylabel("share that ended")
+    fig.supxlabel("dashed: as predicted, line: 95 % interval", fontsize=8)
+    return fig

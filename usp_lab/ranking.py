@@ -1,0 +1,339 @@
+"""Do simulated users rank assistants as their known helpfulness does?
+
+The users of each arm talk to every assistant. Two criteria are read from what they leave behind:
+
+``goals_met``: goals of the profile told that a reply met (its ``meta["met"]``, which a user sees as
+an answer), as a share of those goals; what was never asked for counts as unmet.
+``annoyance``: decisions after the opening that push back or give up, as a share of all of them;
+read off the user's words, and where a user leaves without a word, off what is still unmet.
+
+Order and intervals come from resampling users, the same ones for every assistant and arm.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.stats import kendalltau, rankdata, spearmanr
+
+from usp_lab import stats
+from usp_lab.arms import another_user
+from usp_lab.assistants import HELPFULNESS, scripted
+from usp_lab.behaviour import PushbackReader
+from usp_lab.chat import is_closing
+from usp_lab.data import Corpus, Dialogue
+from usp_lab.errors import UspError
+from usp_lab.simulate import ModelAssistant, Simulated
+
+CRITERIA = {"goals_met": 1, "annoyance": -1}  # 1: the higher, the better the assistant
+EVASIVE = (0.0, 0.3, 0.6, 0.9)  # how often the graded versions of a trained assistant evade
+_ENOUGH = 1500  # training dialogues that the reader of annoyance learns from
+_TAILS = [2.5, 97.5]
+
+
+# --- who talks, and what is read --------------------------------------------------------------------
+
+
+def graded(corpus: Corpus, folder: Path, **drawn: float) -> tuple[dict[str, object], dict]:
+    """Return assistants of known quality by name, and how often each helps (0 to 1).
+
+    On the population the scripted ones; on other data the assistant of ``03_conditional_sft`` in
+    ``folder``, made evasive at known rates.
+
+    Args:
+        corpus: decides which.
+        folder: run folder with the model ``assistant``.
+        drawn: `engines.Sampling` fields of that model.
+    """
+    if corpus.is_population:
+        return {name: scripted(name) for name in HELPFULNESS}, dict(HELPFULNESS)
+    from usp_lab.wrapped import Wrapped
+
+    model = ModelAssistant.from_pretrained(folder / "assistant", name="assistant", **drawn)
+    names = {f"evasive {100 * rate:.0f} %": rate for rate in EVASIVE}
+    wrapped = {name: Wrapped(model, evasive=rate) for name, rate in names.items()}
+    return wrapped, {name: 1 - rate for name, rate in names.items()}
+
+
+def one_each(dialogues: Sequence[Dialogue], n: int) -> list[Dialogue]:
+    """Return the first dialogue of n users at most: n users tell more than n dialogues of fewer."""
+    first: dict[str, Dialogue] = {}
+    for d in dialogues:
+        first.setdefault(d.user_id or d.id, d)
+    return list(first.values())[:n]
+
+
+def audience(arm: str, targets: Sequence[Dialogue], seed: int = 0) -> list[Dialogue]:
+    """Return the targets as an arm's users are told them: `shuffled` gets another user's profile.
+
+    The goals that go with that profile come along, so that `goals_met` counts what was told.
+    """
+    if arm != "shuffled":
+        return list(targets)
+    others = [targets[j] for j in another_user(targets, seed)]
+    return [
+        t.model_copy(update={"profile": o.profile, "truth": o.truth})
+        for t, o in zip(targets, others, strict=True)
+    ]
+
+
+def annoyance_reader(corpus: Corpus, seed: int = 0) -> PushbackReader:
+    """Return a reader of turns that push back, complain or give up aloud.
+
+    It learns from acts that the population alone knows. For other data it is the population's, and
+    nothing there says how well it reads them.
+    """
+    from usp_lab.synthetic import draw
+
+    known = corpus.train[:_ENOUGH] if corpus.is_population else draw("train", _ENOUGH, seed)
+    return PushbackReader().fit(giving_up_pushes(known))
+
+
+def giving_up_pushes(dialogues: Sequence[Dialogue]) -> list[Dialogue]:
+    """Return dialogues of the population in which a goodbye of the unhelped counts as pushing back."""
+    out = []
+    for d in dialogues:
+        turns = [
+            t | {"acts": [*t["acts"], "push"]} if "give_up" in t["acts"] else t
+            for t in d.truth["turns"]
+        ]
+        out.append(d.model_copy(update={"truth": d.truth | {"turns": turns}}))
+    return out
+
+
+def outcomes(
+    talks: Mapping[tuple[str, str], Sequence[Simulated]],
+    told: Mapping[str, Sequence[Dialogue]],
+    reader: PushbackReader,
+) -> pd.DataFrame:
+    """Return what each dialogue came to.
+
+    Args:
+        talks: (arm, assistant) -> dialogues, in the order of ``told[arm]``.
+        told: arm -> targets as the arm was told them (`audience`).
+        reader: of annoyance.
+
+    Returns:
+        One row a dialogue: arm, assistant, id, user (the target's), wanted, asked, met (numbers of
+        goals; NaN where goals are unknown), annoyed, decisions (after the opening), turns, stop.
+    """
+    rows = []
+    for (arm, assistant), dialogues in talks.items():
+        pushed, later = reader.rates(dialogues)
+        for d, t, hits, count in zip(dialogues, told[arm], pushed, later, strict=True):
+            goals = _goals(d, t)
+            silent = d.stop in ("left", "end token") and not is_closing(d.user_turns[-1])
+            left = silent and bool(t.truth)  # without known goals, silence says nothing
+            unhelped = left and goals["met"] < goals["wanted"]
+            row = {"arm": arm, "assistant": assistant, "id": d.id, "user": t.user_id or t.id}
+            row |= goals | {"annoyed": hits + unhelped, "decisions": float(count + left)}
+            rows.append(row | {"turns": d.n_turns, "stop": d.stop})
+    return pd.DataFrame(rows)
+
+
+def _goals(dialogue: Dialogue, told: Dialogue) -> dict[str, float]:
+    """Count the goals told, and those of them that the replies show as asked for and as met."""
+    if not told.truth:
+        return dict.fromkeys(("wanted", "asked", "met"), float("nan"))
+    replies = [m["meta"] for m in dialogue.messages if m["role"] == "assistant" and m.get("meta")]
+    wanted = {(told.truth["topic"], g) for g in told.truth["asked"]}
+    asked = wanted & {(m.get("topic"), m.get("goal")) for m in replies}
+    met = wanted & {(m.get("topic"), g) for m in replies for g in m.get("met", ())}
+    return {"wanted": float(len(wanted)), "asked": float(len(asked)), "met": float(len(met))}
+
+
+# --- scores and order -------------------------------------------------------------------------------
+
+_PARTS = {  # criterion -> (numerator, denominator)
+    "goals_met": ("met", "wanted"),
+    "goals_asked": ("asked", "wanted"),
+    "annoyance": ("annoyed", "decisions"),
+}
+
+
+_LABELS = {
+    "kendall_tau": "both",
+    "kendall_tau_goals_met": "goals met",
+    "kendall_tau_annoyance": "annoyance",
+}
+
+
+def scores(found: pd.DataFrame, quality: Mapping[str, float], unit: str) -> pd.DataFrame:
+    """Estimate every assistant's score per arm and criterion, with intervals over users.
+
+    Args:
+        found: of `outcomes`.
+        quality: assistant -> how often it helps.
+        unit: what ``found["user"]`` is.
+
+    Returns:
+        Rows of metric ("goals_met_good", ...), arm, value, low, high, n, unit, criterion, assistant,
+        helpfulness, better.
+    """
+    rows = []
+    for criterion, (above, below) in _PARTS.items():
+        for (arm, assistant), own in found.groupby(["arm", "assistant"], sort=False):
+            e = stats.ratio(own[above], own[below], own["user"].tolist(), unit)
+            row = {"metric": f"{criterion}_{_word(assistant)}", "arm": arm, **e.as_dict()}
+            row |= {"criterion": criterion, "assistant": assistant}
+            better = "lower" if CRITERIA.get(criterion) == -1 else "higher"
+            rows.append(row | {"helpfulness": quality[assistant], "better": better})
+    return pd.DataFrame(rows)
+
+
+def _word(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name.replace(" %", ""))
+
+
+def taus(drawn: np.ndarray, quality: Sequence[float]) -> np.ndarray:
+    """Return Kendall's tau-b of every row with the true quality; -1 to 1, higher is better.
+
+    tau = (concordant - discordant pairs) / sqrt(pairs untied in one * pairs untied in the other)
+    (Kendall, Biometrika 1938 and 1945). A row of equal scores recovers no order: 0. A row with a
+    NaN is NaN.
+
+    Args:
+        drawn: scores, shape (draws, assistants), the higher the better.
+        quality: shape (assistants,).
+
+    >>> taus(np.array([[1.0, 2.0, 3.0], [2.0, 1.0, 3.0], [1.0, 1.0, 1.0]]), [0.1, 0.5, 0.9]).round(2)
+    array([1.  , 0.33, 0.  ])
+    """
+    out, whole = np.full(len(drawn), np.nan), np.isfinite(drawn).all(axis=1)
+    if not whole.any():
+        return out
+    orders, of = np.unique(rankdata(drawn[whole], axis=1), axis=0, return_inverse=True)
+    known = [0.0 if np.ptp(o) == 0 else kendalltau(o, quality).statistic for o in orders]
+    out[whole] = np.array(known)[of.ravel()]
+    return out
+
+
+def kendall(
+    found: pd.DataFrame, quality: Mapping[str, float], unit: str, seed: int = 0, draws: int = 2000
+) -> pd.DataFrame:
+    """Estimate Kendall's tau between each arm's order of the assistants and the true one.
+
+    Every resample of users recovers an order of its own; the interval is the percentiles of their
+    tau (tau takes few values, so the bias correction of BCa is undefined). Resamples are the same
+    for all arms, so that differences are paired.
+
+    Returns:
+        Tidy rows: ``kendall_tau_goals_met``, ``kendall_tau_annoyance``, and ``kendall_tau``, the
+        mean of those that could be scored; arms, and differences of the first arm to each other.
+
+    Raises:
+        UspError: fewer than two assistants.
+    """
+    arms, users = list(dict.fromkeys(found["arm"])), list(dict.fromkeys(found["user"]))
+    if len(quality) < 2:
+        raise UspError(f"{len(quality)} assistant(s) to rank; give at least two")
+    weights = np.vstack([np.ones(len(users)), _draw(len(users), len(users), draws, seed)])
+    per: dict[tuple[str, str], np.ndarray] = {}
+    for arm in arms:
+        for criterion in CRITERIA:
+            scored = _scored(found, arm, criterion, users, list(quality), weights)
+            per[f"kendall_tau_{criterion}", arm] = taus(scored, list(quality.values()))
+        both = np.array([per[f"kendall_tau_{c}", arm] for c in CRITERIA])
+        both = both[~np.isnan(both[:, 0])]
+        per["kendall_tau", arm] = both.mean(axis=0) if len(both) else np.full(draws + 1, np.nan)
+    rows = []
+    for metric in ("kendall_tau", *(f"kendall_tau_{c}" for c in CRITERIA)):
+        of = {arm: per[metric, arm] for arm in arms}
+        of |= {f"{arms[0]}_minus_{arm}": of[arms[0]] - of[arm] for arm in arms[1:]}
+        for arm, drawn in of.items():
+            own = found["arm"] == arm.split("_minus_")[0]
+            n = 0 if np.isnan(drawn[0]) else int(own.sum())
+            e = _percentiles(drawn, n, unit, len(users))
+            drawn_as = {"label": _LABELS[metric], "panel": "Kendall's tau", "better": "higher"}
+            rows.append({"metric": metric, "arm": arm, **e.as_dict(), **drawn_as})
+    return pd.DataFrame(rows)
+
+
+def users_needed(
+    found: pd.DataFrame, quality: Mapping[str, float], seed: int = 0, draws: int = 1000
+) -> pd.DataFrame:
+    """Return how often so many users, drawn again from those there are, recover the whole order.
+
+    Returns:
+        Rows of criterion, arm, users (1, 2, 4, ... and all), value (share of draws, 0 to 1), n
+        (users drawn from); criteria that could not be scored are left out.
+    """
+    users, rows = list(dict.fromkeys(found["user"])), []
+    sizes = sorted({*(2**k for k in range(12) if 2**k < len(users)), len(users)})
+    for size in sizes:
+        weights = _draw(len(users), size, draws, seed)
+        for arm in dict.fromkeys(found["arm"]):
+            for criterion in CRITERIA:
+                scored = _scored(found, arm, criterion, users, list(quality), weights)
+                right = taus(scored, list(quality.values())) > 1 - 1e-9  # not scored: not right
+                row = {"criterion": criterion, "arm": arm, "users": size, "n": len(users)}
+                if np.isfinite(scored).any():
+                    rows.append(row | {"value": float(right.mean())})
+    return pd.DataFrame(rows, columns=["criterion", "arm", "users", "n", "value"])
+
+
+def agreement(
+    found: pd.DataFrame, reference: str, unit: str, seed: int = 0, draws: int = 500
+) -> pd.DataFrame:
+    """Estimate whether the same users are the annoyed ones, and the ones with much to ask.
+
+    Spearman's rank correlation over users between an arm and the reference arm, of annoyance and of
+    the number of goals met, both over all assistants; -1 to 1. NaN without three users or variety.
+
+    Returns:
+        Tidy rows ``user_agreement_goals_met`` and ``user_agreement_annoyance`` per arm.
+    """
+    sums = found.groupby(["arm", "user"])[["met", "annoyed", "decisions"]].sum(min_count=1)
+    sums["annoyance"] = sums["annoyed"] / sums["decisions"].where(sums["decisions"] > 0)
+    rows = []
+    for criterion, column in {"goals_met": "met", "annoyance": "annoyance"}.items():
+        wide = sums[column].unstack("arm")
+        for arm in [a for a in dict.fromkeys(found["arm"]) if a != reference]:
+            pair = wide[[arm, reference]].dropna().to_numpy()
+            rng = np.random.default_rng(seed)
+            size = (draws if len(pair) else 0, len(pair))
+            picks = [np.arange(len(pair)), *rng.integers(max(len(pair), 1), size=size)]
+            drawn = np.array([_spearman(pair[p]) for p in picks])
+            e = _percentiles(drawn, len(pair), unit, len(pair))
+            row = {"metric": f"user_agreement_{criterion}", "arm": arm, **e.as_dict()}
+            rows.append(row | {"better": "higher"})
+    return pd.DataFrame(rows)
+
+
+def _spearman(pair: np.ndarray) -> float:
+    if len(pair) < 3 or (np.ptp(pair, axis=0) == 0).any():
+        return float("nan")
+    return float(spearmanr(*pair.T).statistic)
+
+
+def _draw(n: int, size: int, draws: int, seed: int) -> np.ndarray:
+    """Return how often each of n users is in each resample of ``size``, shape (draws, n)."""
+    return np.random.default_rng(seed).multinomial(size, np.full(n, 1 / n), size=draws)
+
+
+def _scored(
+    found: pd.DataFrame,
+    arm: str,
+    criterion: str,
+    users: Sequence[str],
+    assistants: Sequence[str],
+    weights: np.ndarray,
+) -> np.ndarray:
+    """Return the assistants' scores in every resample, the higher the better: (draws, assistants)."""
+    own = found[found["arm"] == arm].dropna(subset=list(_PARTS[criterion]))
+    sums = own.groupby(["user", "assistant"])[list(_PARTS[criterion])].sum()
+    above, below = (
+        sums[c].unstack("assistant").reindex(index=users, columns=assistants).fillna(0).to_numpy()
+        for c in _PARTS[criterion]
+    )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return CRITERIA[criterion] * (weights @ above) / (weights @ below)
+
+
+def _percentiles(drawn: np.ndarray, n: int, unit: str, clusters: int) -> stats.Estimate:
+    """Return the first number with the percentiles of the others."""
+    value, again = float(drawn[0]), drawn[1:][np.isfinite(drawn[1:])]
+    if np.isnan(value) or clusters < 2 or not len(again):
+        return stats.Estimate(value, float("nan"), float("nan"), n, unit)
+    return stats.Estimate(value, *np.percentile(again, _TAILS).tolist(), n, unit)
