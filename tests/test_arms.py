@@ -310,7 +310,9 @@ def test_references_lie_where_they_should(judge: Judge, corpus: Corpus) -> None:
     value = out.set_index(["metric", "arm"])["value"]
     for metric in out["metric"].unique():
         assert value[metric, "usp"] == pytest.approx(1), metric  # itself
-        assert value[metric, "other"] < value[metric, "twin"] < 1, metric
+        assert value[metric, "other"] < value[metric, "twin"] <= 1, metric
+        # a share of 24 dialogues can be all of them; a cosine of other words is below 1
+        assert value[metric, "twin"] < 1 or metric.startswith("ava"), metric
     gains = out[out["arm"] == "twin_minus_other"]
     assert (gains["low"] > 0).all() and len(gains) == 6
 

@@ -32,7 +32,8 @@ def checkout(tmp_path_factory) -> Path:
 
 def run(root: Path, *words: str) -> subprocess.CompletedProcess:
     env = os.environ | {"USP_LAB_ROOT": str(root), "PYTHONPATH": str(root)}
-    command = [sys.executable, "-m", "usp_lab.cli", "run", *words]
+    cores = str(min(2, os.cpu_count() or 1))  # half of a short notebook is imports
+    command = [sys.executable, "-m", "usp_lab.cli", "run", "--cores", cores, *words]
     return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=900)
 
 

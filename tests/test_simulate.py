@@ -371,9 +371,12 @@ def test_full_disk_is_one_sentence(tmp_path, monkeypatch):
         play(["a"], out=tmp_path / "o.jsonl")
 
 
-def test_bar_on_request_alone(capsys):
+def test_bar_on_request_alone(capsys, monkeypatch):
     play(["a"])
     assert capsys.readouterr() == ("", "")
+    play(["a"], progress=True)
+    assert capsys.readouterr() == ("", "")  # it was over in no time
+    monkeypatch.setattr("usp_lab.loop._DELAY", 0)
     play(["a"], progress=True)
     shown = capsys.readouterr()
     assert shown.out == "" and "0/1" in shown.err and "dialogues/s" in shown.err

@@ -22,6 +22,7 @@ from usp_lab.data import Dialogue
 from usp_lab.errors import UspError
 from usp_lab.store import FAILED, Simulated, Store
 
+_DELAY = 3  # seconds until the bar shows: a short run needs none
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
 
 
@@ -197,6 +198,7 @@ class Loop:
             total=total,
             initial=before,
             unit=" dialogues",
+            delay=_DELAY,
             bar_format=_BAR,
             smoothing=0,  # the mean rate: dialogues end in waves
             disable=not progress,
