@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from usp_lab.chat import Message, chat_template, trained_mask
+from usp_lab.chat import Message, chat_template, trained_mask, without_special_tokens
 from usp_lab.metrics import copied_phrases
 from usp_lab.praise import praise_phrases
 
@@ -141,7 +141,9 @@ def show_trained_tokens(tokenizer, messages: Sequence[Message], speaker: str = "
 def _pieces(tokenizer, messages: Sequence[Message], speaker: str) -> list[str]:
     """Return the text of each token; joined they are the rendered dialogue."""
     text = tokenizer.apply_chat_template(
-        list(messages), chat_template=chat_template(speaker), tokenize=False
+        without_special_tokens(tokenizer, messages),
+        chat_template=chat_template(speaker),
+        tokenize=False,
     )
     again = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ends = [0]  # a token may reach back over a space that its offsets leave out
