@@ -268,11 +268,11 @@ def test_the_populations_own_users_recover_the_known_order(corpus, reader):
 
 
 def test_the_reader_of_annoyance_reads_new_users_and_their_last_words(corpus, reader):
-    assert reader.check(ranking.giving_up_pushes(corpus.test)).value > 0.9
+    assert reader.check(corpus.test).value > 0.9
     pushes, _ = reader.rates([spoken(["a", "Never mind, I'll look it up myself. Bye."]), spoken(["a", "Perfect, thank you, that's all I needed."])])  # fmt: skip
     assert pushes == [1, 0]
     before = [t["acts"] for d in corpus.test for t in d.truth["turns"]]
-    ranking.giving_up_pushes(corpus.test)
+    ranking.annoyance_reader(corpus).check(corpus.test)
     assert before == [t["acts"] for d in corpus.test for t in d.truth["turns"]]
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 
 from usp_lab.arms import another_user, profiles_for
-from usp_lab.chat import Message, Utterance, read_profile, system_message, with_profile
+from usp_lab.chat import Message, Utterance, profile_of, system_message, with_profile
 from usp_lab.data import Dialogue
 from usp_lab.errors import UspError
 from usp_lab.prompted import PromptedUser, UserLMSimulator
@@ -174,9 +174,8 @@ class FunctionSimulator:
         """
         out = []
         for messages, seed in zip(batch, seeds, strict=True):
-            system = next((m["content"] for m in messages if m["role"] == "system"), "")
             rng = Random(f"function/{seed}")
-            text = self.function(read_profile(system), with_profile(messages, None), rng)
+            text = self.function(profile_of(messages), with_profile(messages, None), rng)
             if not isinstance(text, str | None):
                 raise UspError(
                     f"simulator {self.name!r} returned {text!r:.60}; return the turn as a str, or "

@@ -1,6 +1,6 @@
 """What free-running simulated users do, checked against the population's truth: goals raised, manner kept, pushing back, leaving unhelped."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import numpy as np
 import pandas as pd
@@ -115,7 +115,13 @@ def gave_up(simulated: Sequence[Simulated], targets: Sequence[Dialogue]) -> list
 
 
 class PushbackReader:
-    """Tells turns that push back (insist, rephrase, complain) from others: n-gram logistic regression on training users' turns, whose acts are known."""
+    """Tells turns that push back (insist, rephrase, complain) from others: n-gram logistic regression on training users' turns, whose acts are known.
+
+    ``acts`` are those that count as pushing back.
+    """
+
+    def __init__(self, acts: Set[str] = frozenset(PUSHES)) -> None:
+        self.acts = acts
 
     def fit(self, dialogues: Sequence[Dialogue]) -> "PushbackReader":
         """Learn from the acts in the population's truth."""
@@ -123,7 +129,7 @@ class PushbackReader:
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
 
-        texts, labels = _turns_with_acts(dialogues)
+        texts, labels = _turns_with_acts(dialogues, self.acts)
         vectorizer = TfidfVectorizer(
             analyzer="char_wb", ngram_range=(2, 5), max_features=30_000, sublinear_tf=True
         )
@@ -134,7 +140,7 @@ class PushbackReader:
 
     def check(self, dialogues: Sequence[Dialogue], seed: int = 0) -> stats.Estimate:
         """AUC on dialogues whose acts are known."""
-        texts, labels = _turns_with_acts(dialogues)
+        texts, labels = _turns_with_acts(dialogues, self.acts)
         users = [d.user_id for d in dialogues for _ in d.truth["turns"]]
         return stats.auc(self.model_.predict_proba(texts)[:, 1], labels, users, "user", seed)
 
@@ -151,9 +157,9 @@ class PushbackReader:
         return hits, counts
 
 
-def _turns_with_acts(dialogues: Sequence[Dialogue]) -> tuple[list[str], list[bool]]:
+def _turns_with_acts(dialogues: Sequence[Dialogue], acts: Set[str]) -> tuple[list[str], list[bool]]:
     pairs = [
-        (text, bool(PUSHES & set(turn["acts"])))
+        (text, not acts.isdisjoint(turn["acts"]))
         for d in dialogues
         for text, turn in zip(d.user_turns, d.truth["turns"], strict=True)
     ]

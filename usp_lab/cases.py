@@ -11,6 +11,7 @@ import pandas as pd
 from usp_lab import stats
 from usp_lab.chat import END_TOKEN, Message, Utterance, with_profile
 from usp_lab.data import Dialogue
+from usp_lab.evaluate import row
 from usp_lab.metrics import profile_copy
 from usp_lab.praise import praise_rate
 from usp_lab.simulate import turn_seed
@@ -92,5 +93,5 @@ def habits(
             "words_per_turn": stats.ratio(words, count, users, unit),
             "turns": stats.mean(count, users, unit),
         }
-        rows += [{"metric": m, "arm": arm, **e.as_dict()} for m, e in estimates.items()]
+        rows += [row(m, arm, e) for m, e in estimates.items()]
     return pd.DataFrame(rows)

@@ -132,17 +132,27 @@ def read_profile(system_prompt: str) -> str | None:
     return found.group(1) if found else None
 
 
+def profile_of(messages: Sequence[Message]) -> str | None:
+    """Return the profile that a dialogue's system message tells, None where it tells none."""
+    return read_profile(next((m["content"] for m in messages if m["role"] == "system"), ""))
+
+
 def with_profile(messages: Sequence[Message], profile: str | None) -> list[Message]:
     """Return messages behind the profile's system message; None gives none (the `plato` arm)."""
     turns = [m for m in messages if m["role"] != "system"]
     return turns if profile is None else [system_message(profile), *turns]
 
 
+def broken_up(text: str, special: re.Pattern[str]) -> str:
+    """Return a text with a space in each special token it spells: "<|eot_id|>" -> "< |eot_id|>"."""
+    return special.sub(lambda token: f"{token[0][:1]} {token[0][1:]}", text)
+
+
 _SPECIAL: WeakKeyDictionary = WeakKeyDictionary()  # tokenizer -> (its size, pattern)
 
 
 def without_special_tokens(tokenizer, messages: Sequence[Message]) -> list[Message]:
-    """Return messages in which no content spells a special token: "<|eot_id|>" -> "< |eot_id|>".
+    """Return messages in which no content spells a special token (see `broken_up`).
 
     People and models may write anything; only a template ends a turn or changes the speaker. A turn
     that is `END_TOKEN` alone is meant.
@@ -154,9 +164,7 @@ def without_special_tokens(tokenizer, messages: Sequence[Message]) -> list[Messa
         size, pattern = len(tokenizer), re.compile("|".join(map(re.escape, sorted(names))) or "$^")
         _SPECIAL[tokenizer] = size, pattern
     return [
-        {**m, "content": pattern.sub(lambda t: f"{t[0][:1]} {t[0][1:]}", m["content"])}
-        if m["content"] != END_TOKEN
-        else m
+        {**m, "content": broken_up(m["content"], pattern)} if m["content"] != END_TOKEN else m
         for m in messages
     ]
 

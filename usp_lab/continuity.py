@@ -15,6 +15,7 @@ from usp_lab import stats
 from usp_lab.behaviour import USER_ENDS
 from usp_lab.chat import is_closing
 from usp_lab.data import Dialogue
+from usp_lab.evaluate import row
 from usp_lab.simulate import Simulated
 from usp_lab.termination import ending
 
@@ -282,18 +283,15 @@ def estimates(
     """
     rows = []
 
-    def put(metric: str, arm: str, estimate: stats.Estimate, better: str = "lower") -> None:
-        rows.append({"metric": metric, "arm": arm, **estimate.as_dict(), "better": better})
-
     for arm, dialogues in {**free, "real": real}.items():
         read = pd.DataFrame([read_dialogue(d, rules) for d in dialogues])
         for metric in read:
             e = stats.mean(read[metric], users, unit, seed)
-            put(metric, arm, e, "" if metric == "praise" else "lower")
+            rows.append(row(metric, arm, e, better="" if metric == "praise" else "lower"))
     counted = [min(d.n_turns, max_turns) for d in real]
     sides = {arm: ([d.n_turns for d in dialogues], counted) for arm, dialogues in free.items()}
     sides["human_split"] = human_split(counted, users, seed)
     for arm, (simulated, true) in sides.items():
         for metric, e in turn_distances(simulated, true, users, unit, seed).items():
-            put(metric, arm, e)
+            rows.append(row(metric, arm, e, better="lower"))
     return pd.DataFrame(rows)

@@ -21,6 +21,7 @@ from usp_lab.chat import (
     without_special_tokens,
 )
 from usp_lab.data import Dialogue
+from usp_lab.engines import attention_mask
 from usp_lab.simulate import turn_seed
 
 _TOKENS, _LOGITS = 8192, 40_000_000  # tokens and logits computed at once at the most
@@ -204,12 +205,10 @@ def _two_tokens(model, rows: list, reader: ClosingReader) -> list[tuple[np.ndarr
     kept = np.unique(np.concatenate([p for _, p, _ in rows] + [np.arange(width, total)]))
     with torch.inference_mode():
         mask = torch.tensor(seen[:, None], device=model.device)
-        if model.config._attn_implementation != "sdpa":  # the others add the mask to the scores
-            mask = torch.where(mask, 0.0, torch.finfo(model.dtype).min).to(model.dtype)
         chance = (
             model(
                 input_ids=torch.tensor(ids, device=model.device),
-                attention_mask=mask,
+                attention_mask=attention_mask(model, mask),
                 position_ids=torch.tensor(where, device=model.device),
                 use_cache=False,
                 logits_to_keep=torch.tensor(kept, device=model.device),

@@ -316,16 +316,3 @@ class Requests:
     def _quoted(self, text: str) -> str:
         """Return the start of what a server says, which may quote the key."""
         return short(text.replace(self._key, "***") if len(self._key) > 7 else text)
-
-
-def _retry_after(headers: Mapping[str, str]) -> float:
-    """Return the seconds that a server asks to wait; 0 where it does not say."""
-    value = headers.get("retry-after", "")
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
-            return 0.0
-    return seconds if 0 < seconds < math.inf else 0.0

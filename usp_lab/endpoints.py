@@ -13,7 +13,14 @@ from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import sha256
 
-from usp_lab.chat import END_TOKEN, SPECIAL_TOKENS, Message, chat_template, with_profile
+from usp_lab.chat import (
+    END_TOKEN,
+    SPECIAL_TOKENS,
+    Message,
+    broken_up,
+    chat_template,
+    with_profile,
+)
 from usp_lab.decoding import Sampling
 from usp_lab.endpoint_client import Client
 from usp_lab.endpoint_requests import Endpoint, RequestFailed, Usage, time_limit
@@ -170,10 +177,7 @@ def render(messages: Sequence[Message]) -> str:
         raise UspError(
             f"a user turn follows a system message or an assistant's, but {last}; give one"
         )
-    whole = [
-        {**m, "content": _SPECIAL.sub(lambda t: f"{t[0][:1]} {t[0][1:]}", m["content"])}
-        for m in messages
-    ]
+    whole = [{**m, "content": broken_up(m["content"], _SPECIAL)} for m in messages]
     return _template().render(
         messages=whole, bos_token=SPECIAL_TOKENS[0], add_generation_prompt=True
     )

@@ -16,6 +16,13 @@ from usp_lab.decoding import Draw, Sampling
 from usp_lab.errors import UspError
 
 
+def attention_mask(model: PreTrainedModel, seen: torch.BoolTensor) -> torch.Tensor:
+    """Return what a model takes for who attends to whom, shape (rows, 1, new, all)."""
+    if model.config._attn_implementation == "sdpa":
+        return seen
+    return torch.where(seen, 0.0, torch.finfo(model.dtype).min).to(model.dtype)  # is added
+
+
 class _Rows(Cache):
     """Keys and values of dialogues, a row each, filled from the left: no holes between turns.
 
@@ -267,17 +274,15 @@ class LocalEngine:
         self, cache: _Rows, ids: list[list[int]], places: list[list[int]]
     ) -> torch.FloatTensor:
         """Compute new tokens of each row at their places (-1: padding); return the last scores."""
-        device, config = self.model.device, self.model.config
+        device = self.model.device
         where = torch.tensor(places, device=device)
         position = where.clamp(min=0)
         cache.places = where.masked_fill(where < 0, cache.shape[1] - 1)
         cache.width = max(row[-1] for row in places) + 1
         seen = torch.arange(cache.width, device=device) <= position[:, None, :, None]
-        if config._attn_implementation != "sdpa":  # the others add the mask to the scores
-            seen = torch.where(seen, 0.0, torch.finfo(self.model.dtype).min).to(self.model.dtype)
         return self.model(
             input_ids=torch.tensor(ids, device=device),
-            attention_mask=seen,
+            attention_mask=attention_mask(self.model, seen),
             position_ids=position,
             past_key_values=cache,
             use_cache=True,

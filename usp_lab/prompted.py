@@ -11,7 +11,7 @@ they are refused.
 import re
 from collections.abc import Mapping, Sequence
 
-from usp_lab.chat import END_TOKEN, Message, read_profile, system_message, with_profile
+from usp_lab.chat import END_TOKEN, Message, profile_of, system_message, with_profile
 from usp_lab.data import Dialogue
 from usp_lab.errors import UspError
 from usp_lab.persona import read_persona
@@ -95,9 +95,7 @@ class PromptedUser(_AtEndpoint):
     def prompt(self, messages: Sequence[Message]) -> list[Message]:
         """Return what the chat model reads: its instructions, then the dialogue with roles swapped."""
         told = texts()["prompted"]
-        system = next((m["content"] for m in messages if m["role"] == "system"), "")
-        profile = read_profile(system) or ""
-        instructions = told[self.kind].strip().replace("{profile}", profile)
+        instructions = told[self.kind].strip().replace("{profile}", profile_of(messages) or "")
         swapped = {"user": "assistant", "assistant": "user"}
         return [
             {"role": "system", "content": f"{instructions} {told['ending']}"},

@@ -20,10 +20,11 @@ from scipy.stats import kendalltau, rankdata, spearmanr
 from usp_lab import stats
 from usp_lab.arms import another_user
 from usp_lab.assistants import HELPFULNESS, scripted
-from usp_lab.behaviour import PushbackReader
+from usp_lab.behaviour import PUSHES, PushbackReader
 from usp_lab.chat import is_closing
 from usp_lab.data import Corpus, Dialogue
 from usp_lab.errors import UspError
+from usp_lab.evaluate import row
 from usp_lab.simulate import ModelAssistant, Simulated
 
 CRITERIA = {"goals_met": 1, "annoyance": -1}  # 1: the higher, the better the assistant
@@ -87,19 +88,7 @@ def annoyance_reader(corpus: Corpus, seed: int = 0) -> PushbackReader:
     from usp_lab.synthetic import draw
 
     known = corpus.train[:_ENOUGH] if corpus.is_population else draw("train", _ENOUGH, seed)
-    return PushbackReader().fit(giving_up_pushes(known))
-
-
-def giving_up_pushes(dialogues: Sequence[Dialogue]) -> list[Dialogue]:
-    """Return dialogues of the population in which a goodbye of the unhelped counts as pushing back."""
-    out = []
-    for d in dialogues:
-        turns = [
-            t | {"acts": [*t["acts"], "push"]} if "give_up" in t["acts"] else t
-            for t in d.truth["turns"]
-        ]
-        out.append(d.model_copy(update={"truth": d.truth | {"turns": turns}}))
-    return out
+    return PushbackReader(acts=PUSHES | {"give_up"}).fit(known)
 
 
 def outcomes(
@@ -126,9 +115,9 @@ def outcomes(
             silent = d.stop in ("left", "end token") and not is_closing(d.user_turns[-1])
             left = silent and bool(t.truth)  # without known goals, silence says nothing
             unhelped = left and goals["met"] < goals["wanted"]
-            row = {"arm": arm, "assistant": assistant, "id": d.id, "user": t.user_id or t.id}
-            row |= goals | {"annoyed": hits + unhelped, "decisions": float(count + left)}
-            rows.append(row | {"turns": d.n_turns, "stop": d.stop})
+            who = {"arm": arm, "assistant": assistant, "id": d.id, "user": t.user_id or t.id}
+            did = goals | {"annoyed": hits + unhelped, "decisions": float(count + left)}
+            rows.append(who | did | {"turns": d.n_turns, "stop": d.stop})
     return pd.DataFrame(rows)
 
 
@@ -175,10 +164,10 @@ def scores(found: pd.DataFrame, quality: Mapping[str, float], unit: str) -> pd.D
     for criterion, (above, below) in _PARTS.items():
         for (arm, assistant), own in found.groupby(["arm", "assistant"], sort=False):
             e = stats.ratio(own[above], own[below], own["user"].tolist(), unit)
-            row = {"metric": f"{criterion}_{_word(assistant)}", "arm": arm, **e.as_dict()}
-            row |= {"criterion": criterion, "assistant": assistant}
-            better = "lower" if CRITERIA.get(criterion) == -1 else "higher"
-            rows.append(row | {"helpfulness": quality[assistant], "better": better})
+            of = {"criterion": criterion, "assistant": assistant}
+            of |= {"helpfulness": quality[assistant]}
+            of |= {"better": "lower" if CRITERIA.get(criterion) == -1 else "higher"}
+            rows.append(row(f"{criterion}_{_word(assistant)}", arm, e, **of))
     return pd.DataFrame(rows)
 
 
@@ -246,7 +235,7 @@ def kendall(
             n = 0 if np.isnan(drawn[0]) else int(own.sum())
             e = _percentiles(drawn, n, unit, len(users))
             drawn_as = {"label": _LABELS[metric], "panel": "Kendall's tau", "better": "higher"}
-            rows.append({"metric": metric, "arm": arm, **e.as_dict(), **drawn_as})
+            rows.append(row(metric, arm, e, **drawn_as))
     return pd.DataFrame(rows)
 
 
@@ -267,9 +256,9 @@ def users_needed(
             for criterion in CRITERIA:
                 scored = _scored(found, arm, criterion, users, list(quality), weights)
                 right = taus(scored, list(quality.values())) > 1 - 1e-9  # not scored: not right
-                row = {"criterion": criterion, "arm": arm, "users": size, "n": len(users)}
+                of = {"criterion": criterion, "arm": arm, "users": size, "n": len(users)}
                 if np.isfinite(scored).any():
-                    rows.append(row | {"value": float(right.mean())})
+                    rows.append(of | {"value": float(right.mean())})
     return pd.DataFrame(rows, columns=["criterion", "arm", "users", "n", "value"])
 
 
@@ -296,8 +285,7 @@ def agreement(
             picks = [np.arange(len(pair)), *rng.integers(max(len(pair), 1), size=size)]
             drawn = np.array([_spearman(pair[p]) for p in picks])
             e = _percentiles(drawn, len(pair), unit, len(pair))
-            row = {"metric": f"user_agreement_{criterion}", "arm": arm, **e.as_dict()}
-            rows.append(row | {"better": "higher"})
+            rows.append(row(f"user_agreement_{criterion}", arm, e, better="higher"))
     return pd.DataFrame(rows)
 
 

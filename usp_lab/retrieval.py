@@ -9,7 +9,7 @@ from random import Random
 
 import numpy as np
 
-from usp_lab.chat import Message, Utterance, read_profile, system_message
+from usp_lab.chat import Message, Utterance, profile_of, system_message
 from usp_lab.data import Dialogue
 from usp_lab.errors import UspError
 
@@ -124,7 +124,7 @@ class RetrievalSimulator:
 
     def _shortlist(self, messages: Sequence[Message]) -> tuple[np.ndarray, np.ndarray, list[str]]:
         """Return (rows, scores, what was said there) of the best contexts by TF-IDF."""
-        profile = self._profile(messages)
+        profile = profile_of(messages) or ""
         turns = [m for m in messages if m["role"] != "system"]
         if not turns:
             scores = self._cosines(profile, self._opening_profiles)
@@ -149,11 +149,6 @@ class RetrievalSimulator:
                 break
         return np.array(rows, int), scores[rows], [candidates[i] for i in rows]
 
-    @staticmethod
-    def _profile(messages: Sequence[Message]) -> str:
-        system = next((m["content"] for m in messages if m["role"] == "system"), "")
-        return read_profile(system) or ""
-
     def _cosines(self, text: str, block) -> np.ndarray:
         return (block @ self._vectorizer.transform([text]).T).toarray()[:, 0]
 
@@ -177,7 +172,7 @@ class RetrievalSimulator:
         """Return what the second look compares: a text of the dialogue with one a context."""
         rows, _, turns = look
         if all(m["role"] == "system" for m in messages):
-            return self._profile(messages), turns
+            return profile_of(messages) or "", turns
         return messages[-1]["content"], [self._texts[self._rows[i][0]] for i in rows]
 
     def _encode(self, texts: Sequence[str]) -> np.ndarray:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from importlib import resources
 from random import Random
 
-from usp_lab.chat import Message, Utterance, read_profile, system_message
+from usp_lab.chat import Message, Utterance, profile_of, system_message
 from usp_lab.data import Dialogue
 from usp_lab.errors import UspError
 from usp_lab.persona import Fact, read_persona
@@ -78,8 +78,7 @@ class _Turn:
     """One turn in the making."""
 
     def __init__(self, messages: Sequence[Message], rng: Random) -> None:
-        system = next((m["content"] for m in messages if m["role"] == "system"), "")
-        self.persona = read_persona(read_profile(system) or "")
+        self.persona = read_persona(profile_of(messages) or "")
         self.users = [m["content"] for m in messages if m["role"] == "user"]
         replies = [m for m in messages if m["role"] == "assistant"]
         self.reply = replies[-1] if replies else None

@@ -14,6 +14,7 @@ import pandas as pd
 from usp_lab import stats
 from usp_lab.chat import is_closing
 from usp_lab.data import Dialogue
+from usp_lab.evaluate import row
 
 
 def ending(dialogue: Dialogue) -> tuple[int, bool]:
@@ -184,7 +185,7 @@ def estimates(
     ended, users, rows = at["ended"].to_numpy(), at["user"].tolist(), []
 
     def put(metric: str, arm: str, estimate: stats.Estimate, better: str = "higher") -> None:
-        rows.append({"metric": metric, "arm": arm, **estimate.as_dict(), "better": better})
+        rows.append(row(metric, arm, estimate, better=better))
 
     for arm, says in said.items():
         put("termination_f1", arm, f1(ended, says, users, unit, seed))
