@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 
 import usp_lab
 from usp_lab.notebooks import read_notebook, read_notebooks
-from usp_lab.plan import read_presets
+from usp_lab.presets import read_presets
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

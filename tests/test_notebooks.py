@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from usp_lab.files import read_json
-from usp_lab.record import load_runs
+from usp_lab.results import load_runs
 
 HERE = Path(__file__).resolve().parents[1]
 REAL = HERE.parent / "shared" / "data"

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from usp_lab import speaker, synthetic, users
-from usp_lab.assistants import FAILURES, ScriptedAssistant, fill, goal_finder, read_slots, scripted
+from usp_lab import speaker, synthetic, users, wording
+from usp_lab.assistants import FAILURES, ScriptedAssistant, scripted
 from usp_lab.chat import is_closing
 from usp_lab.errors import UspError
+from usp_lab.goals import fill, goal_finder, read_slots
 from usp_lab.surface import HABITS, measure_style, render, spell_out
 from usp_lab.users import FACTS, STYLE, TRAITS, contradictions, draw_user, log_density, tables
 
@@ -142,7 +143,7 @@ def test_facts_of_one_and_manner_of_another_often_conflict(people):
 
 
 def strings(node):
-    return list(speaker._texts(node))
+    return list(wording._texts(node))
 
 
 def test_every_text_of_a_topic_fills_in():
@@ -390,7 +391,7 @@ def test_sealed_phrasings_never_occur_in_training(train, sealed):
     for dialogues, is_train in ((train, True), (sealed["phrasings"], False)):
         for d in dialogues:
             task = synthetic.task_of(d)
-            other = speaker.Task(task.kind, task.z, task.topic, task.goals, task.slots, sealed=True)
+            other = wording.Task(task.kind, task.z, task.topic, task.goals, task.slots, sealed=True)
             z, text = task.z, f" {' | '.join(map(bare, d.user_turns))} "
             texts = [
                 p
@@ -401,7 +402,7 @@ def test_sealed_phrasings_never_occur_in_training(train, sealed):
             titles = [g["title"] for g in t["topics"][task.topic]["goal"]]
             frames = [f for r in REGISTERS for f in other.phrases(t["requests"]["ask"][r], 0.2)]
             texts += [f.replace("{title}", title) for f in frames for title in titles]
-            texts += [p for _, a, _ in speaker.asides(task) for p in other.phrases(a, 0.2)]
+            texts += [p for _, a, _ in wording.asides(task) for p in other.phrases(a, 0.2)]
             tones = [
                 e[z["politeness"]]["text"] for k, e in t["reactions"].items() if k != "assistant"
             ]

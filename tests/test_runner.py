@@ -24,11 +24,12 @@ from usp_lab.kernel import CellError
 from usp_lab.notebooks import parse_value, read_notebook, read_notebooks, read_parameters
 from usp_lab.plan import Request, make_plan
 from usp_lab.processes import RUNS
-from usp_lab.record import REQUEST, RESERVED, load_runs, start
+from usp_lab.record import REQUEST, RESERVED, start
+from usp_lab.results import load_runs
 
 HERE = Path(__file__).resolve().parents[1]
 FRAME = (
-    "__init__ cli dependencies display errors files kernel notebooks plan processes record run workflow"
+    "__init__ cli dependencies display errors files kernel notebooks plan presets processes record results run workflow"
 ).split()
 PARAMETERS = """preset = "tiny"
 data = "population"
@@ -380,9 +381,9 @@ def test_dependencies_follow_public_names_strings_and_methods(checkout: Checkout
         nb = read_notebook(checkout.write("05_x", source))
         return {p.stem for p in module_files(nb, checkout.root / "usp_lab")}
 
-    frame = {"record", "errors", "files"}
+    frame = {"record", "results", "errors", "files"}
     assert used("from usp_lab import start") == frame
-    assert used("import usp_lab\nusp_lab.load_runs()") == frame
+    assert used("import usp_lab\nusp_lab.load_runs()") == frame - {"record"}
     assert used("from usp_lab import stats, start") == {"stats", *frame}
     assert used("import usp_lab.beta as b") == {"beta", "delta"}
     assert used("%timeit 1\n!ls\nrun.figure(f, t)") == {"plots"}

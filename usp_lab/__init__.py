@@ -19,7 +19,7 @@ _PUBLIC = {
     "train_sft": "sft",
     "metrics": "metrics",
     "stats": "stats",
-    "load_runs": "record",
+    "load_runs": "results",
     "start": "record",
 }
 # Public modules; every other name is something inside its module.

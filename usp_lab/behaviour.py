@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from usp_lab import stats
-from usp_lab.assistants import goal_finder
 from usp_lab.chat import is_closing
 from usp_lab.data import Dialogue
+from usp_lab.goals import goal_finder
 from usp_lab.simulate import Simulated
 from usp_lab.surface import HABITS, measure_style
 

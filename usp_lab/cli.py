@@ -20,7 +20,8 @@ from usp_lab import simulate_cli
 from usp_lab.errors import UspError
 from usp_lab.files import HUB, POPULATION, find_root
 from usp_lab.notebooks import Notebook, read_notebooks, unknown
-from usp_lab.plan import Request, make_plan, read_presets
+from usp_lab.plan import Request, make_plan
+from usp_lab.presets import read_presets
 from usp_lab.workflow import cpu_count, run_plan
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"

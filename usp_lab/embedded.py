@@ -1,6 +1,6 @@
 """The simulator that comes with the package, so that minutes on a laptop start where hours ended.
 
-    python -m usp_lab.embedded usp-tiny --work FOLDER     # how it was made; about 70 min on 2 cores
+    python -m usp_lab.embedded usp-tiny --work FOLDER     # how it was made; two hours on 2 cores
 
 It has learned training users of the population, drawn with a seed of its own, and no sealed
 phrasing or topic. It records the population's fingerprint: `provenance` tells when the population
@@ -31,11 +31,15 @@ bf16.
 
 @dataclass(frozen=True)
 class Stage:
-    """One training: dialogues of the population's training users under a seed, and settings."""
+    """One training: dialogues of the population's training users under a seed, and settings.
+
+    ``layers``: how many the model is grown to before it (`deepen`); 0: as it is.
+    """
 
     dialogues: int
     seed: int
     settings: SftSettings
+    layers: int = 0
 
 
 _TINY = SftSettings(
@@ -48,11 +52,14 @@ _TINY = SftSettings(
     evals=9,
     patience=9,
 )
-# name -> stages; each goes on from the one before
+# name -> stages; each goes on from the one before. The weights that come along were begun before
+# scripted assistants took up what they were asked: their first two stages read the population
+# d48b274ccd89, the third reads today's.
 RECIPES = {
     "usp-tiny": (
         Stage(72_000, 1000, _TINY),
         Stage(54_400, 1001, replace(_TINY, lr=3e-3)),
+        Stage(64_000, 1002, replace(_TINY, lr=3e-3, max_length=1024), layers=5),
     )
 }
 
@@ -76,9 +83,45 @@ def make(name: str, work: str | Path) -> Path:
             [d.model_copy(update={"truth": None}) for d in synthetic.draw(split, n, stage.seed)]
             for split, n in (("train", stage.dialogues), ("validation", 300))
         ]
+        if stage.layers:
+            base = deepen(base, stage.layers, Path(work) / f"{name}-{i}-start")
         settings = replace(stage.settings, base=str(base) if i > 1 else "")
         train_sft(*parts, out, settings, synthetic.fingerprint())
     return _put(name, out)
+
+
+def deepen(base: Path, layers: int, out: Path) -> Path:
+    """Write a model with new layers among the old ones that computes just what it did before.
+
+    What a new layer adds to the stream starts at zero (as in Net2Net, Chen et al., ICLR 2016), so
+    that training goes on from where it was. Keeping count of what has been asked takes more steps
+    of attention, one after the other, than three layers have.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from usp_lab.models import load_causal_lm, load_tokenizer
+
+    old = load_causal_lm(base)
+    config = type(old.config).from_dict(old.config.to_dict() | {"num_hidden_layers": layers})
+    config.layer_types = None  # one entry a layer; made anew
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        new = AutoModelForCausalLM.from_config(config)
+    n = len(old.model.layers)
+    places = [round(i * (layers - 1) / (n - 1)) for i in range(n)]
+    state = {k: v for k, v in old.state_dict().items() if ".layers." not in k}
+    new.load_state_dict(state, strict=False)
+    for i, layer in enumerate(new.model.layers):
+        if i in places:
+            layer.load_state_dict(old.model.layers[places.index(i)].state_dict())
+        else:
+            torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+            torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+    new.generation_config = old.generation_config
+    new.save_pretrained(out)
+    load_tokenizer(base).save_pretrained(out)
+    return out
 
 
 def _put(name: str, trained: Path) -> Path:

@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import yaml
-
 from usp_lab.dependencies import module_files, package_folder
 from usp_lab.errors import UspError
 from usp_lab.files import (
@@ -28,14 +26,8 @@ from usp_lab.files import (
     sha256_of,
     write_json,
 )
-from usp_lab.notebooks import (
-    SET_BY_RUNNER,
-    Notebook,
-    check_value,
-    parse_value,
-    read_notebooks,
-    unknown,
-)
+from usp_lab.notebooks import Notebook, parse_value, read_notebooks, unknown
+from usp_lab.presets import check_passed, read_presets, resolve
 from usp_lab.record import FINISHED
 
 PLAN = "USP_LAB_PLAN"  # environment: the file with the request that Snakemake is to order
@@ -233,39 +225,6 @@ def make_plan(request: Request, *, root: Path | None = None, executing: bool = F
     return Plan(root, request, label, data, data_sha256, entries)
 
 
-def check_passed(texts: Mapping[str, str], targets: list[Notebook]) -> None:
-    """Check the names given with -p: each must be a parameter of one of the notebooks.
-
-    Raises:
-        UspError: unknown, or set by an option of its own.
-    """
-    for name, text in texts.items():
-        if name in SET_BY_RUNNER:
-            option = name.replace("_", "-")
-            raise UspError(
-                f"-p {name}={text} is set by an option of its own; use --{option} {text}"
-            )
-        if not any(name in nb.defaults for nb in targets):
-            known = {p for nb in targets for p in nb.defaults} - set(SET_BY_RUNNER)
-            raise UspError(unknown("parameter", name, known))
-
-
-def resolve(
-    nb: Notebook, request: Request, preset: Mapping[str, dict], data: str
-) -> dict[str, object]:
-    """Return a notebook's parameters: its defaults, then the preset's, then the runner's."""
-    common = {k: v for k, v in preset.get("all", {}).items() if k in nb.defaults}
-    chosen = {**common, **preset.get(nb.name, {})}
-    parameters = {
-        **nb.defaults,
-        **{k: check_value(k, v, nb.defaults[k]) for k, v in chosen.items()},
-    }
-    parameters |= {"preset": request.preset, "data": data}
-    if request.on_bad:
-        parameters["on_bad"] = request.on_bad
-    return parameters
-
-
 def check_data(data: str) -> str | None:
     """Check a data source as far as its name goes, and return the hash of a file.
 
@@ -318,47 +277,3 @@ def _in_order(notebooks: Mapping[str, Notebook], wanted: tuple[str, ...]) -> lis
 
 def _hash(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def read_presets(root: Path, notebooks: Mapping[str, Notebook]) -> dict[str, dict[str, dict]]:
-    """Read notebooks/presets.yml: preset -> "all" or a notebook -> parameter -> value.
-
-    Raises:
-        UspError: unknown notebook or parameter, or a wrong type.
-    """
-    path = root / "notebooks" / "presets.yml"
-    try:
-        presets = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UspError(
-            f"notebooks/presets.yml cannot be read ({' '.join(str(error).split())}); correct it"
-        ) from None
-    tables = [presets, *presets.values()] if isinstance(presets, dict) else [presets]
-    tables += [v for table in tables[1:] if isinstance(table, dict) for v in table.values()]
-    if not all(isinstance(table, dict | None) for table in tables):
-        raise UspError(
-            "notebooks/presets.yml is not preset: {notebook: {parameter: value}}; correct it"
-        )
-    presets = {"tiny": {}, **presets}
-    for preset, sections in presets.items():
-        presets[preset] = sections = {k: v or {} for k, v in (sections or {}).items()}
-        for section, values in sections.items():
-            where = f"notebooks/presets.yml, {preset}, {section}"
-            if section != "all" and section not in notebooks:
-                raise UspError(
-                    f"notebooks/presets.yml, {preset}: {unknown('notebook', section, notebooks)}"
-                )
-            readers = notebooks.values() if section == "all" else [notebooks[section]]
-            for name, value in values.items():
-                if name == "preset" or (name == "data" and section != "all"):
-                    raise UspError(f"{where}: {name} is set by the runner; remove it")
-                known = {p: nb.defaults[p] for nb in readers for p in nb.defaults}
-                if name not in known:
-                    raise UspError(f"{where}: {unknown('parameter', name, known)}")
-                for nb in readers:
-                    if name in nb.defaults:
-                        try:
-                            check_value(name, value, nb.defaults[name])
-                        except UspError as error:
-                            raise UspError(f"{where}: {error}") from None
-    return presets

@@ -1,8 +1,8 @@
 """What a notebook records: `run = start("03_conditional_sft", globals())` ... `run.finish()`.
 
 In between come metrics, tables and figures. Under `usp-lab run` all goes to
-runs/<preset>[+<name>]/<notebook>, in JupyterLab to runs/interactive/<notebook>. `load_runs()` reads
-all finished runs into one table.
+runs/<preset>[+<name>]/<notebook>, in JupyterLab to runs/interactive/<notebook>. `results.load_runs`
+reads all finished runs into one table.
 """
 
 import ast
@@ -28,6 +28,7 @@ from usp_lab.files import (
     sha256_of,
     write_json,
 )
+from usp_lab.results import METRIC_COLUMNS, metric_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +43,6 @@ RESERVED = set(
     "notebook title preset name status key execution parameters seed source inputs tables figures "
     "code modules upstream git python versions started ended seconds".split()
 )
-METRIC_COLUMNS = ["metric", "arm", "value", "low", "high", "n", "unit"]
 
 
 def pick_device() -> tuple[str, str]:
@@ -160,7 +160,7 @@ class Run:
         """Return the metrics so far as a table of metric, arm, value, low, high, n, unit."""
         import pandas as pd
 
-        return pd.DataFrame(_rows(self._metrics), columns=METRIC_COLUMNS)
+        return pd.DataFrame(metric_rows(self._metrics), columns=METRIC_COLUMNS)
 
     def table(self, name: str, data: "pd.DataFrame") -> Path:
         """Save a table as <name>.parquet and return its path."""
@@ -312,49 +312,3 @@ def run_command(notebook: str, asked: Mapping) -> str:
         words.append(f"--name {asked['name']}")
     words += [f"-p {shlex.quote(f'{name}={text}')}" for name, text in asked["passed"].items()]
     return " ".join(words)
-
-
-def _rows(metrics: dict) -> list[dict]:
-    return [
-        {"metric": metric, "arm": arm, **entry}
-        for metric, arms in metrics.items()
-        for arm, entry in arms.items()
-    ]
-
-
-def load_runs(root: str | Path = "runs") -> "pd.DataFrame":
-    """Read the metrics of all finished runs.
-
-    Args:
-        root: folder of runs; a relative one is looked up in the checkout.
-
-    Returns:
-        One row per run, metric and arm: preset, name, notebook, metric, arm, value, low, high, n,
-        unit, commit, key, seed. A value that could not be computed is NaN.
-    """
-    import pandas as pd
-
-    folder = find_root() / root
-    rows = []
-    for path in sorted(folder.glob("*/*/manifest.json")):
-        manifest, metrics = read_json(path), read_json(path.with_name("metrics.json"))
-        if manifest is None or metrics is None or manifest.get("status") != "done":
-            continue
-        if path.parent.name.startswith("."):
-            continue  # on its way out
-        about = {
-            "preset": manifest["preset"],
-            "name": manifest["name"],
-            "notebook": manifest["notebook"],
-        }
-        made = {
-            "commit": manifest["git"]["commit"],
-            "key": manifest["key"],
-            "seed": manifest["seed"],
-        }
-        rows += [{**about, **row, **made} for row in _rows(metrics)]
-    table = pd.DataFrame(
-        rows, columns=["preset", "name", "notebook", *METRIC_COLUMNS, "commit", "key", "seed"]
-    )
-    numbers = ["value", "low", "high"]
-    return table.astype({column: float for column in numbers})

@@ -7,17 +7,16 @@ depends on patience, goals met and annoyance. `surface.render` types it in the u
 """
 
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from random import Random
-from typing import NamedTuple
 
-from usp_lab.assistants import FAILURES, fill, goal_of
+from usp_lab.assistants import FAILURES
 from usp_lab.chat import Message, Utterance
+from usp_lab.goals import fill, goal_of
 from usp_lab.surface import render
-from usp_lab.users import FACTS, TRAITS, tables
+from usp_lab.users import tables
+from usp_lab.wording import Part, Task, add_filler, asides, lower_first
 
 MAX_TURNS = 12
 _REGISTERS = ("blunt", "plain", "roundabout")
@@ -28,45 +27,11 @@ _LATER_ASIDE = {"terse": 0.08, "medium": 0.24, "wordy": 0.6}
 _LEAD_IN = {"terse": 0.05, "medium": 0.2, "wordy": 0.45}
 _TAKE_UP = {"terse": 0.35, "medium": 0.8, "wordy": 0.95}
 _TONE = {"terse": 0.15, "medium": 0.35, "wordy": 0.6}
-_TOPICAL, _OF_TRAIT = 12.0, 0.8  # weights of asides on the topic and of traits; a fact's is 1
-_TITLED = 0.55  # how often a request names its goal by title ("Could you tell me how to ...?")
-_LOOSE = {"gender": 0.4, "place": 0.7}  # facts whose asides seldom have to do with the matter
+_TITLED = 0.7  # how often a request names its goal by title ("Could you tell me how to ...?")
 _BASE_HAZARD = {"short": 0.05, "medium": 0.025, "long": 0.01}
 _ANNOYED_HAZARD = {"short": 0.35, "medium": 0.18, "long": 0.08}  # per request left unhelped
 _SAYS_BYE = {"curt": 0.5, "friendly": 0.85, "formal": 0.95}
 _SAYS_THANKS = re.compile(r"thank|cheers", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a user wants in one dialogue: topic, goals in order, slots, which phrasings to use."""
-
-    kind: str
-    z: dict[str, str]
-    topic: str
-    goals: tuple[str, ...]
-    slots: dict[str, str]
-    sealed: bool = False  # sealed phrasings (never trained on) instead of the open ones
-    phrasings: int = 0  # at most so many of a list's open phrasings, for a smaller world; 0: all
-
-    def phrases(self, texts: Sequence[str], share: float = 0.0) -> Sequence[str]:
-        """Return the open or the sealed part of a list; ``share`` is sealed, at least one."""
-        cut = len(texts) - max(1, round(len(texts) * share))
-        return texts[cut:] if self.sealed else texts[: min(self.phrasings or cut, cut)]
-
-
-class _Part(NamedTuple):
-    """A sentence or two of a turn; role: ask, aside, take, ack, react, tone, bye or sign."""
-
-    role: str
-    text: str
-
-    @property
-    def tag(self) -> str:
-        """Return what the filler tables call it: its role, or "question" where it asks."""
-        return (
-            "question" if self.role in ("ask", "react") and self.text.endswith("?") else self.role
-        )
 
 
 @dataclass
@@ -153,17 +118,17 @@ class PopulationUser:
         parts = [self._ask(state.left[0], state, rng)]
         announced = z["opening"] == "quick_question"  # what follows these words is the question
         if "start" in tone and not announced and rng.random() < _TONE[z["length"]]:
-            parts.insert(0, _Part("tone", rng.choice(self.task.phrases(tone["start"], 0.2))))
+            parts.insert(0, Part("tone", rng.choice(self.task.phrases(tone["start"], 0.2))))
         n = rng.choices((0, 1, 2), _OPENING_ASIDES[z["length"]])[0]
         shows = self._shows(state, rng, n)
         place = 1 if announced else rng.randrange(2)
         for s in shows:
-            parts.insert(0 if place == 0 else len(parts), _Part("aside", s["text"]))
+            parts.insert(0 if place == 0 else len(parts), Part("aside", s["text"]))
             place = 1 if announced else 1 - place
         if "end" in tone and rng.random() < _TONE[z["length"]]:
-            parts.append(_Part("tone", rng.choice(self.task.phrases(tone["end"], 0.2))))
+            parts.append(Part("tone", rng.choice(self.task.phrases(tone["end"], 0.2))))
         elif z["signoff"] != "none" and rng.random() < 0.5:
-            parts.append(_Part("sign", self._word("signoff", rng)))
+            parts.append(Part("sign", self._word("signoff", rng)))
         return self._say(
             parts, meta | {"goal": state.left[0], "acts": ["open"], "shows": shows}, state, rng
         )
@@ -174,7 +139,7 @@ class PopulationUser:
             parts, acts, goal = self._push_back(state, rng)
         elif self._curious(reply, rng):
             goal, answer = reply["goal"], _answer(reply)
-            parts, acts = [_Part("ask", fill(answer["follow"]["ask"], reply["slots"]))], ["follow"]
+            parts, acts = [Part("ask", fill(answer["follow"]["ask"], reply["slots"]))], ["follow"]
         else:
             parts, acts = (
                 self._take_up(reply, state, rng)
@@ -183,19 +148,19 @@ class PopulationUser:
             )
             goal = self._next_goal(state, rng)
             if rng.random() < _LEAD_IN[z["length"]]:
-                parts.append(_Part("tone", self._react("next", state, rng)))
+                parts.append(Part("tone", self._react("next", state, rng)))
             parts.append(self._ask(goal, state, rng, later=True))
             acts.append("ask")
         shows = self._shows(state, rng, int(rng.random() < _LATER_ASIDE[z["length"]]))
-        parts += [_Part("aside", s["text"]) for s in shows]
+        parts += [Part("aside", s["text"]) for s in shows]
         return self._say(parts, meta | {"goal": goal, "acts": acts, "shows": shows}, state, rng)
 
-    def _push_back(self, state: _State, rng: Random) -> tuple[list[_Part], list[str], str]:
+    def _push_back(self, state: _State, rng: Random) -> tuple[list[Part], list[str], str]:
         """React to a reply that did not help: insist, rephrase, or let a failed follow-up be."""
         goal = state.asked[-1]
         kind = {"wrong": "wrong", "rude": "rude_back"}.get(state.reply["kind"], "push")
         kind = "annoyed" if state.annoyance > 1 and rng.random() < 0.65 else kind
-        react = _Part("react", self._react(kind, state, rng))
+        react = Part("react", self._react(kind, state, rng))
         if goal in state.met:
             goal = self._next_goal(state, rng)
             return [react, self._ask(goal, state, rng, later=True)], [kind, "ask"], goal
@@ -227,14 +192,14 @@ class PopulationUser:
             and all(reply["slots"].get(k) == v for k, v in slots.items())
         )
 
-    def _take_up(self, reply: dict, state: _State, rng: Random) -> tuple[list[_Part], list[str]]:
+    def _take_up(self, reply: dict, state: _State, rng: Random) -> tuple[list[Part], list[str]]:
         if self._on_goal(reply) and rng.random() < 0.7:
             doubt = (
                 rng.random() < {"low": 0.15, "mid": 0.2, "high": 0.3}[self.task.z["neuroticism"]]
             )
             text = _answer(reply)["doubts"][0] if doubt else rng.choice(_answer(reply)["picks"])
-            return [_Part("take", fill(text, reply["slots"]))], ["doubt" if doubt else "pick"]
-        return [_Part("ack", self._react("ack", state, rng))], ["ack"]
+            return [Part("take", fill(text, reply["slots"]))], ["doubt" if doubt else "pick"]
+        return [Part("ack", self._react("ack", state, rng))], ["ack"]
 
     def _next_goal(self, state: _State, rng: Random) -> str:
         """Return the next goal on the user's mind, or another of the topic once all are met."""
@@ -254,7 +219,7 @@ class PopulationUser:
         rng: Random,
         later: bool = False,
         registers: Sequence[str] = (),
-    ) -> _Part:
+    ) -> Part:
         """Word a request: ``registers`` first, then the user's own; what has not been said yet."""
         z, goal = self.task.z, goal_of(self.task.topic, key)
         own = z["directness"] if rng.random() < 0.85 else rng.choice(_REGISTERS)
@@ -273,7 +238,7 @@ class PopulationUser:
         state.said.add(text)
         if z["politeness"] == "curt":
             text = re.sub(r",? please(?=[.?!,])", "", text)
-        return _Part("ask", fill(text, self.task.slots))
+        return Part("ask", fill(text, self.task.slots))
 
     def _titled(self, register: str, goal: dict) -> list[str]:
         frames = self.task.phrases(tables()["requests"]["ask"][register], 0.2)
@@ -313,16 +278,16 @@ class PopulationUser:
             out.append({"attr": attribute, "value": z[attribute], "text": text})
         return out
 
-    def _goodbye(self, state: _State, rng: Random) -> tuple[str, list[_Part]]:
+    def _goodbye(self, state: _State, rng: Random) -> tuple[str, list[Part]]:
         z = self.task.z
         kind = "give_up" if not state.helped else "partly" if state.left else "done"
         if rng.random() >= _SAYS_BYE[z["politeness"]] * (1.0 if kind == "done" else 0.65):
             return kind, []
-        parts = [_Part("bye", self._react(kind, state, rng))]
+        parts = [Part("bye", self._react(kind, state, rng))]
         if kind != "give_up" and z["signoff"] != "none" and rng.random() < 0.4:
             word = self._word("signoff", rng)
             if not (_SAYS_THANKS.search(word) and _SAYS_THANKS.search(parts[0].text)):
-                parts.append(_Part("sign", word))
+                parts.append(Part("sign", word))
         return kind, parts
 
     # --- habits of wording ----------------------------------------------------------------------
@@ -331,105 +296,23 @@ class PopulationUser:
         word = rng.choice(tables()["manner"]["style"][habit][self.task.z[habit]]["words"])
         return word if word[-1] in ".!?,:" else word + "."
 
-    def _say(self, parts: Sequence[_Part], meta: dict, state: _State, rng: Random) -> Utterance:
+    def _say(self, parts: Sequence[Part], meta: dict, state: _State, rng: Random) -> Utterance:
         z, parts = self.task.z, list(parts)
         if z["filler"] != "none" and rng.random() < 0.5:
-            meta = meta | {"filler": self._add_filler(parts, not state.turns, rng)}
+            keep = self._kept()
+            meta |= {"filler": add_filler(parts, z["filler"], keep, not state.turns, rng)}
         if not state.turns and z["opening"] != "none":
             word, text = self._word("opening", rng), parts[0].text
-            parts[0] = _Part(
-                parts[0].role, f"{word} {text if word[-1] in '.!' else self._lower_first(text)}"
+            parts[0] = Part(
+                parts[0].role,
+                f"{word} {text if word[-1] in '.!' else lower_first(text, self._kept())}",
             )
         meta = meta | {"signoff": parts[-1].role == "sign", "said": sorted(state.said)}
         return Utterance(render([p.text for p in parts], z, rng), meta)
 
-    def _lower_first(self, text: str) -> str:
-        return lower_first(text, [v for v in self.task.slots.values() if v[0].isupper()])
-
-    def _add_filler(self, parts: list[_Part], opening: bool, rng: Random) -> bool:
-        """Put the user's filler word where it fits; False where it fits nowhere in this turn."""
-        words = tables()["manner"]["style"]["filler"][self.task.z["filler"]]
-        starts = [
-            i
-            for i, p in enumerate(parts)
-            if p.tag in words["start_on"] and _fits(words, parts, i, opening)
-        ]
-        ends = [i for i, p in enumerate(parts) if p.tag in words["end_on"]]
-        if not starts and not ends:
-            return False
-        at_start = bool(starts) and (not ends or rng.random() < 0.6)
-        i = rng.choice(starts if at_start else ends)
-        role, text = parts[i]
-        if at_start:
-            parts[i] = _Part(role, f"{rng.choice(words['start'])} {self._lower_first(text)}")
-        else:
-            parts[i] = _Part(role, text[:-1] + rng.choice(words["end"]) + text[-1])
-        return True
+    def _kept(self) -> list[str]:
+        return [v for v in self.task.slots.values() if v[0].isupper()]
 
 
 def _answer(reply: dict) -> dict:
     return goal_of(reply["topic"], reply["goal"])["answer"][reply["answer"]]
-
-
-def _fits(words: dict, parts: Sequence[_Part], i: int, opening: bool) -> bool:
-    """Tell whether a filler may start part i: some open a turn, others follow a remark."""
-    if parts[i].text.startswith("And "):
-        return False
-    if words.get("at") == "first":
-        return i == 0 and not opening
-    if words.get("at") == "after":
-        return i > 0 and parts[i - 1].role != "tone"
-    return i > 0 or not opening
-
-
-def _texts(node) -> Iterator[str]:
-    if isinstance(node, str):
-        yield node
-    elif isinstance(node, dict | list):
-        for v in node.values() if isinstance(node, dict) else node:
-            yield from _texts(v)
-
-
-@lru_cache(maxsize=1)
-def names() -> frozenset[str]:
-    """Return the words that the tables mostly capitalise inside sentences: names, months, "I"."""
-    inside: Counter[str] = Counter()
-    for text in _texts(tables()):
-        inside.update(re.findall(r"(?<=[a-z,] )[A-Za-z][A-Za-z0-9']*", text))
-        inside.update(
-            re.findall(r"^[A-Z][A-Za-z0-9']*(?=(?: [A-Z][a-z]+)*$)", text)
-        )  # a slot's value
-    return frozenset(w for w in inside if w[0].isupper() and inside[w] > inside[w.lower()]) | {
-        "Mum",
-        "Gran",
-        "Grandma",
-    }
-
-
-def lower_first(text: str, values: Sequence[str] = ()) -> str:
-    """Return text with a small first letter, unless it begins with a name or a slot's value."""
-    first = re.match(r"[A-Za-z0-9']*", text)[0].split("'")[0]
-    keep = (
-        first in names()
-        or first[1:2].isupper()
-        or not first
-        or any(text.startswith(v) for v in values)
-    )
-    return text if keep else text[0].lower() + text[1:]
-
-
-def asides(task: Task) -> list[tuple[str, list[str], float]]:
-    """Return (attribute, phrasings, weight) for all that could slip; the topic's own weigh most."""
-    z, t = task.z, tables()
-    out = [
-        (a["attr"], a["text"], _TOPICAL)
-        for a in t["topics"][task.topic]["aside"]
-        if z[a["attr"]] == a["value"]
-    ]
-    for f in FACTS:
-        texts = (
-            t["attributes"]["place"]["show"] if f == "place" else t["attributes"][f][z[f]]["show"]
-        )
-        out.append((f, texts, _LOOSE.get(f, 1.0)))
-    out += [(a, t["manner"]["trait"][a][z[a]]["show"], _OF_TRAIT) for a in TRAITS if z[a] != "mid"]
-    return out

@@ -26,7 +26,8 @@ _TEXTING = re.compile(
 )
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)*")
 _ENDS = re.compile(r"(?<=[.?!])\s+")
-_TYPO_RATE = {"careful": 0.0, "slips": 0.03, "careless": 0.1}  # per word of four letters and more
+# Per word of four letters and more; and per common word that fingers know one slip for.
+_TYPO_RATE = {"careful": (0.0, 0.0), "slips": (0.02, 0.08), "careless": (0.06, 0.4)}
 _EXPECTED = {
     "none": 0.85,
     "exclaiming": 0.75,
@@ -68,6 +69,13 @@ def _typo(word: str, rng: Random) -> str:
     return (
         word[:i] + word[i + 1 :] if kind == 1 else word[:i] + word[i] + word[i:]
     )  # one dropped, one doubled
+
+
+def _mistype(word: str, habit: str, rng: Random) -> str:
+    usual = tables()["typos"]["common"].get(word)
+    if rng.random() >= _TYPO_RATE[habit][usual is not None]:
+        return word
+    return usual or _typo(word, rng)
 
 
 def spell_out(text: str) -> str:
@@ -114,11 +122,8 @@ def render(sentences: Sequence[str], z: dict[str, str], rng: Random) -> str:
     )
     if z["punctuation"] == "none" and rng.random() < 0.6:
         text = re.sub(r"(?<=\w)'(?=\w)", "", text)
-    rate = _TYPO_RATE[z["typos"]]
-    if rate:  # names and figures stay intact: people look at those
-        text = re.sub(
-            r"\b[a-z]{4,}\b", lambda m: _typo(m[0], rng) if rng.random() < rate else m[0], text
-        )
+    if z["typos"] != "careful":  # names and figures stay intact: people look at those
+        text = re.sub(r"\b[a-z]{4,}\b", lambda m: _mistype(m[0], z["typos"], rng), text)
     return text.lower() if z["casing"] == "lower" else text
 
 
@@ -140,7 +145,7 @@ def lexicon() -> frozenset[str]:
             for v in node:
                 walk(v)
 
-    walk(tables())
+    walk({name: table for name, table in tables().items() if name != "typos"})
     words |= {w for v in TEXTING.values() for w in v.split("/")} | {"cannot"}
     parts = {w: w.partition("'") for w in words if "'" in w}
     words |= {TEXTING[a] + b + c for a, b, c in parts.values() if a in TEXTING}  # "u've"

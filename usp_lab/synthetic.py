@@ -13,10 +13,11 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from random import Random
 
-from usp_lab.assistants import FAILURES, HELPFULNESS, Intent, ScriptedAssistant, fill, goal_of
+from usp_lab.assistants import FAILURES, HELPFULNESS, ScriptedAssistant
 from usp_lab.chat import Message
 from usp_lab.data import Dialogue
 from usp_lab.errors import UspError
+from usp_lab.goals import Intent, fill, goal_of
 from usp_lab.speaker import PopulationUser, Task
 from usp_lab.surface import shows
 from usp_lab.users import FACTS, STYLE, TRAITS, draw_task, draw_user, tables

@@ -63,7 +63,8 @@ def fingerprint() -> str:
     """Return 12 hex digits over tables and generating code; what is trained on it records them."""
     package = resources.files("usp_lab")
     files = [
-        package / f"{m}.py" for m in ("users", "surface", "assistants", "speaker", "synthetic")
+        package / f"{m}.py"
+        for m in ("users", "surface", "goals", "assistants", "wording", "speaker", "synthetic")
     ]
     files += [
         p
