@@ -29,6 +29,7 @@ from usp_lab.sft_data import encode, to_messages, withhold_profiles
 from usp_lab.sft_settings import SftResult, SftSettings
 
 FINAL = "training.json"
+_ROWS = 400  # dialogues that the row of a new end token is fitted on
 
 
 def train_sft(
@@ -80,6 +81,7 @@ def train_sft(
 
 def _train(train, validation, out: Path, s: SftSettings, key: str, fingerprint: str) -> SftResult:
     from usp_lab.models import quiet_bars
+    from usp_lab.new_token import fit_row
     from usp_lab.optim import MuonAdamW
     from usp_lab.trainer import (
         Bar,
@@ -96,6 +98,9 @@ def _train(train, validation, out: Path, s: SftSettings, key: str, fingerprint: 
     tokenizer, model, new_tokens = _start(train, s)
     counts: Counter[str] = Counter()
     rows = encode(withhold_profiles(train, s), tokenizer, s, counts, "train")
+    if s.end_token and s.base and new_tokens:
+        end = tokenizer.get_vocab()[END_TOKEN]
+        fit_row(model, rows.select(range(min(len(rows), _ROWS))), end)
     folder, stop = out / "checkpoints", EarlyStop(s.patience)
     args = arguments(s, folder, steps=s.max_steps or max(1, round(s.epochs * len(rows) / s.batch)))
     with args.main_process_first(local=False):
