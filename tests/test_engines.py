@@ -1,5 +1,7 @@
 """A turn depends on its prompt and seed alone, and is drawn from the right distribution."""
 
+from contextlib import closing
+
 import pytest
 import torch
 from scipy.stats import chisquare, kstest
@@ -120,10 +122,11 @@ def test_draws_follow_the_softmax(top_p, temperature):
     if top_p < 1:
         chance[chance.cumsum(0) - chance >= top_p] = 0  # descending already
         chance /= chance.sum()
-    scores, rows = logits.float().repeat(n, 1), list(range(n))
-    draw = Draw(Sampling(temperature, top_p), rows, [[]] * n, scores)
+    scores, slots = logits.float().repeat(n, 1), list(range(n))
+    draw = Draw(Sampling(temperature, top_p), n, scores)
+    draw.join(slots, slots, [[]] * n)
     for place in range(2):  # the second draw of each stream is as good as its first
-        counts = torch.tensor(draw(scores, rows, place)).bincount(minlength=6).double()
+        counts = torch.tensor(draw(scores, slots, [place] * n)).bincount(minlength=6).double()
         kept = chance > 0
         assert counts[~kept].sum() == 0
         assert chisquare(counts[kept], chance[kept] * n).pvalue > 0.001
@@ -162,6 +165,22 @@ def test_draws_follow_the_model(model, tokenizer, prompts):
     assert chisquare(counts, expected).pvalue > 0.001
 
 
+def count_tokens(engine: LocalEngine) -> list[tuple[int, int]]:
+    """Return a list that will have each forward pass: tokens but for padding, and columns."""
+    computed, forward = [], engine.forward
+
+    def counting(rows, ids, places):
+        computed.append((int((places >= 0).sum()), places.shape[1]))
+        return forward(rows, ids, places)
+
+    engine.forward = counting
+    return computed
+
+
+def total(computed: list[tuple[int, int]]) -> int:
+    return sum(tokens for tokens, _ in computed)
+
+
 def talked(prompts, turns, rng) -> list[list[int]]:
     """Go on with each dialogue: what was said, and a reply of its own length."""
     size = [int(torch.randint(1, 30, (1,), generator=rng)) for _ in prompts]
@@ -174,10 +193,7 @@ def talked(prompts, turns, rng) -> list[list[int]]:
 def test_what_is_kept_between_turns_changes_nothing(model, tokenizer, prompts, sampling, penalty):
     sampling = Sampling(sampling.temperature, sampling.top_p, penalty, 24)
     rng, engine = torch.Generator().manual_seed(1), engine_of(model, tokenizer, "own", 6)
-    computed, forward = [], engine._forward
-    engine._forward = lambda cache, ids, places: (
-        computed.append(sum(p >= 0 for row in places for p in row)) or forward(cache, ids, places)
-    )
+    computed = count_tokens(engine)
     active, tokens = prompts[:6], 0
     for turn in range(6):
         seeds = [100 * turn + i for i in range(len(active))]
@@ -190,7 +206,170 @@ def test_what_is_kept_between_turns_changes_nothing(model, tokenizer, prompts, s
             active = [active[i] for i in (5, 0, 3, 1, 2)] + [prompts[8]]
         if turn == 4:  # some end for good; one is told otherwise than it was written
             active = [active[4], [*active[1][:30], 7, *active[1][31:]], active[2]]
-    assert sum(computed) < tokens / 2  # and much less is computed
+    assert total(computed) < tokens / 2  # and much less is computed
+
+
+# --- turns that join while others are written ----------------------------------------------------
+
+
+class Dialogues:
+    """Dialogues of different length, whose other side says words of its own."""
+
+    def __init__(self, prompts, turns) -> None:
+        self.texts, self.left = [list(p) for p in prompts], list(turns)
+        self.said: list[list[list[int]]] = [[] for _ in prompts]
+
+    def seed(self, i: int) -> int:
+        return 1000 * i + len(self.said[i])
+
+    def hear(self, i: int, turn: list[int]) -> bool:
+        """Take in a turn and reply; tell whether the dialogue goes on."""
+        self.said[i].append(turn)
+        self.left[i] -= 1
+        if not self.left[i]:
+            return False
+        rng = torch.Generator().manual_seed(self.seed(i))
+        n = int(torch.randint(1, 30, (1,), generator=rng))
+        self.texts[i] += turn + torch.randint(40, 250, (n,), generator=rng).tolist()
+        return True
+
+    def tokens(self) -> int:
+        """How many there are but the last of each dialogue, with which nothing is computed."""
+        return sum(len(t) + len(s[-1]) - 1 for t, s in zip(self.texts, self.said, strict=True))
+
+
+def one_by_one(model, tokenizer, prompts, turns, sampling) -> Dialogues:
+    d = Dialogues(prompts, turns)
+    for i in range(len(prompts)):
+        on = True
+        while on:
+            engine = engine_of(model, tokenizer, "own")
+            on = d.hear(i, engine.generate([d.texts[i]], [d.seed(i)], sampling)[0])
+    return d
+
+
+def streamed(engine, prompts, turns, sampling, at_once: bool = False) -> Dialogues:
+    """Have a stream of the engine write dialogues; one that ends is replaced by a waiting one."""
+    d, waiting, active = Dialogues(prompts, turns), list(range(len(prompts))), 0
+    ready: list[int] = []
+    with closing(engine.stream(sampling)) as stream:
+        while waiting or active:
+            while waiting and active < engine.batch_size:
+                ready.append(waiting.pop(0))
+                active += 1
+            stream.add(ready, [d.texts[i] for i in ready], [d.seed(i) for i in ready])
+            ready = []
+            for i, turn in stream.go_on((lambda n: n > 0) if at_once else None):
+                if d.hear(i, turn):
+                    ready.append(i)
+                else:
+                    stream.leave(i)
+                    active -= 1
+    return d
+
+
+TURNS = [1, 4, 2, 5, 3, 1, 2, 4, 3]
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.2])
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_turns_that_join_change_nothing(model, tokenizer, prompts, sampling, penalty):
+    sampling = Sampling(sampling.temperature, sampling.top_p, penalty, 24)
+    alone = one_by_one(model, tokenizer, prompts, TURNS, sampling)
+    assert len({len(turn) for said in alone.said for turn in said}) > 5
+    for batch_size, at_once in ((1, False), (3, False), (3, True), (64, False), (64, True)):
+        engine = engine_of(model, tokenizer, "own", batch_size)
+        computed = count_tokens(engine)
+        together = streamed(engine, prompts, TURNS, sampling, at_once)
+        assert together.said == alone.said
+        assert alone.tokens() - len(prompts) <= total(computed) <= alone.tokens()  # each once
+
+
+def test_batches_stay_full(model, tokenizer, prompts):
+    engine = engine_of(model, tokenizer, "own", 4)
+    computed = count_tokens(engine)
+    d = streamed(engine, prompts * 3, [3] * 27, SAMPLED)
+    steps = [rows for rows, columns in computed if columns == 1]
+    turns = [[len(turn) for turn in said] for said in d.said]
+    lockstep = sum(max(n) for i in range(0, 27, 4) for n in zip(*turns[i : i + 4], strict=True))
+    assert sum(steps) == sum(map(sum, turns)) - 3 * 27  # first tokens come with what was read
+    assert sum(steps[:-30]) > 3.3 * len(steps[:-30])  # at the end none are left to join
+    assert len(steps) < 0.8 * lockstep
+
+
+def test_a_dialogue_that_waits_keeps_its_row(model, tokenizer, prompts):
+    engine = engine_of(model, tokenizer, "own", 3)
+    computed = count_tokens(engine)
+    with closing(engine.stream(GREEDY)) as stream:
+
+        def write(key, text):
+            stream.add([key], [text], [0])
+            while stream:
+                ((_, turn),) = stream.go_on()
+            return text + turn
+
+        slow = write("slow", prompts[3])
+        for i in range(6):  # others come and end, whose texts begin as the slow one's does
+            write(i, prompts[3][: 20 + i])
+            stream.leave(i)
+        del computed[:]
+        write("slow", [*slow, 50, 60])
+        assert total(computed) <= 3 + GREEDY.max_new_tokens
+        for i in range(3):  # there is no room for four
+            write(i, prompts[i])
+        del computed[:]
+        write("slow", [*slow, 50, 60])
+        assert total(computed) >= len(slow)
+
+
+def test_weights_changed_while_turns_are_written(model, tokenizer, prompts):
+    engine = engine_of(model, tokenizer, "own", 9)
+    with closing(engine.stream(GREEDY)) as stream:
+        stream.add(range(9), prompts, [0] * 9)
+        steps = iter(range(100))
+        out = dict(stream.go_on(lambda _: next(steps) == 3))
+        so_far = {t.key: list(t.new) for t in stream._live.values()}
+        assert len(so_far) > 3 and all(len(new) == 4 for new in so_far.values())
+        with torch.no_grad():
+            model.lm_head.weight[30:].mul_(-1)
+        while stream:
+            out |= stream.go_on()
+    after, rest = engine_of(model, tokenizer, "own"), Sampling(temperature=0, max_new_tokens=20)
+    for i, new in so_far.items():
+        assert out[i] == new + after.generate([prompts[i] + new], None, rest)[0]
+    with torch.no_grad():
+        model.lm_head.weight[30:].mul_(-1)
+
+
+def test_two_streams_of_an_engine(model, tokenizer, prompts):
+    alone = engine_of(model, tokenizer, "own").generate(prompts, None, GREEDY)
+    engine = engine_of(model, tokenizer, "own", 3)
+    with closing(engine.stream(GREEDY)) as stream:
+        stream.add(range(9), prompts, [0] * 9)
+        out = {}
+        while stream:
+            out |= stream.go_on(lambda n: n > 0)
+            assert engine.generate(prompts[4:7], None, GREEDY) == alone[4:7]
+    assert [out[i] for i in range(9)] == alone
+
+
+@pytest.mark.parametrize("after", [0, 1, 6, 12])
+def test_ctrl_c_leaves_the_engine_whole(model, tokenizer, prompts, monkeypatch, after):
+    engine = engine_of(model, tokenizer, "own", 6)
+    alone = engine.generate(prompts[:6], None, GREEDY)
+    engine.forget()
+    calls, layer = iter(range(10**6)), model.model.layers[1].mlp.forward
+
+    def interrupted(x):
+        if next(calls) == after:
+            raise KeyboardInterrupt
+        return layer(x)
+
+    monkeypatch.setattr(model.model.layers[1].mlp, "forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(prompts[:6], None, GREEDY)
+    assert engine.generate(prompts[:6], None, GREEDY) == alone
+    assert not engine.rows().busy.any()
 
 
 def test_weights_changed_in_place_are_noticed(model, tokenizer, prompts):

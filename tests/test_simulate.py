@@ -14,10 +14,17 @@ import torch
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from usp_lab.chat import END_TOKEN, SYSTEM_PROMPT, Utterance, chat_template, system_message
+from usp_lab.chat import (
+    END_TOKEN,
+    SYSTEM_PROMPT,
+    Utterance,
+    chat_template,
+    system_message,
+    with_profile,
+)
 from usp_lab.data import Dialogue
 from usp_lab.endpoint_requests import _LIMIT
-from usp_lab.endpoints import Endpoint
+from usp_lab.endpoints import Endpoint, RequestFailed
 from usp_lab.engines import Sampling
 from usp_lab.errors import UspError
 from usp_lab.models import load_causal_lm, load_tokenizer, look_alike
@@ -51,6 +58,14 @@ def assistant(tmp_path_factory) -> ModelAssistant:
     folder = look_alike(tmp_path_factory.mktemp("assistant"), seed=1)
     (folder / "chat_template.jinja").write_text(chat_template("assistant"))
     return ModelAssistant.from_pretrained(folder, max_new_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def ragged(release) -> UserSimulator:
+    """A simulator whose turns end by chance, some at once and some at the limit."""
+    simulator = UserSimulator.from_pretrained(release, max_new_tokens=16)
+    simulator.engine.stop_ids |= set(range(20, 50))
+    return simulator
 
 
 # --- the simulator --------------------------------------------------------------------------------
@@ -156,9 +171,9 @@ def test_end_of_dialogue_token_is_one_text(sim):
     ending = UserSimulator(sim.model, tokenizer, Sampling(), "x")
     end, eot = ending.end_id, 4
     some = tokenizer("hi", add_special_tokens=False)["input_ids"]
-    assert ending._text([end, eot]) == END_TOKEN
-    assert ending._text([*some, eot]) == "hi" == ending._text([*some, end, eot])
-    assert ending._text([eot]) == "" == sim._text([eot])
+    assert ending.text([end, eot]) == END_TOKEN
+    assert ending.text([*some, eot]) == "hi" == ending.text([*some, end, eot])
+    assert ending.text([eot]) == "" == sim.text([eot])
 
 
 # --- the loop -------------------------------------------------------------------------------------
@@ -185,6 +200,19 @@ class User:
             line = lines[turn] if turn < len(lines) else f"next {len(messages)} {seed}"
             out.append(Utterance("", {"left": True}) if line == "LEAVE" else line)
         return out
+
+
+@dataclass
+class Plain:
+    """Asks a simulator for whole batches, as any object with ``generate`` is asked."""
+
+    side: UserSimulator
+
+    def start(self, target: Dialogue):
+        return self.side.start(target)
+
+    def generate(self, batch: Sequence, seeds: Sequence[int]):
+        return self.side.generate(batch, seeds)
 
 
 @dataclass
@@ -283,6 +311,79 @@ def test_seeds_replicates_and_batches(sim, assistant):
     assert first != texts(seed=1) != texts(seed=0, replicate=1) != first
     few = play([Dialogue(id="profile-3", messages=[], profile="You like a.")], sim, assistant)
     assert [m["content"] for m in few[0].messages] == first[3]
+
+
+def count_forward(monkeypatch, engine) -> list[tuple[int, int]]:
+    """Return a list that will have each forward pass: tokens but for padding, and columns."""
+    passes, forward = [], engine.forward
+
+    def counting(rows, ids, places):
+        passes.append((int((places >= 0).sum()), places.shape[1]))
+        return forward(rows, ids, places)
+
+    monkeypatch.setattr(engine, "forward", counting)
+    return passes
+
+
+MANY = [f"You like {x} {i}." for i, x in enumerate(["tea", "walking in the hills", "chess"] * 6)]
+
+
+def said(dialogues: Sequence[Simulated]) -> list[list[str]]:
+    return [[m["content"] for m in d.messages] for d in dialogues]
+
+
+def test_dialogues_go_on_while_others_are_written(ragged, assistant, monkeypatch):
+    passes = count_forward(monkeypatch, ragged.engine)
+    ragged.engine.forget()
+    lockstep = play(MANY, Plain(ragged), assistant)
+    before = [rows for rows, columns in passes if columns == 1]
+    del passes[:]
+    ragged.engine.forget()
+    assert said(play(MANY, ragged, assistant)) == said(lockstep)
+    after = [rows for rows, columns in passes if columns == 1]
+    assert sum(after) == sum(before) and len(after) < 0.9 * len(before)
+
+
+def test_every_token_is_computed_once(ragged, assistant, monkeypatch):
+    """Whoever's place a dialogue takes, with fewer rows than dialogues, and turns cut short."""
+    sides = [(ragged, count_forward(monkeypatch, ragged.engine), None)]
+    sides += [(assistant, count_forward(monkeypatch, assistant.engine), "")]
+    monkeypatch.setattr(ragged.engine, "batch_size", 3)
+    for side, _, _ in sides:
+        side.engine.forget()
+    dialogues = play(MANY, ragged, assistant)
+    for side, passes, profile in sides:
+        texts = [with_profile(d.messages, None if profile == "" else d.profile) for d in dialogues]
+        least = sum(len(side.prompt(m)) for m in texts if m)
+        assert sum(n for n, _ in passes) < 1.1 * least
+
+
+def test_a_subclass_that_speaks_in_its_own_way_is_asked(sim):
+    class Loud(UserSimulator):
+        def generate(self, batch, seeds=None):
+            return [text.upper() for text in super().generate(batch, seeds)]
+
+    loud = Loud(sim.model, sim.tokenizer, sim.sampling, "loud")
+    (d,) = play(["You like tea."], loud, max_turns=1)
+    (plain,) = play(["You like tea."], sim, max_turns=1)
+    assert d.opening == plain.opening.upper() != plain.opening
+
+
+def test_ctrl_c_while_turns_are_written(ragged, assistant, tmp_path, monkeypatch):
+    whole, out = play(MANY, ragged, assistant, batch_size=4), tmp_path / "o.jsonl"
+    forward, calls = ragged.engine.forward, iter(range(10**6))
+
+    def interrupted(*args):
+        if next(calls) == 60:
+            raise KeyboardInterrupt
+        return forward(*args)
+
+    monkeypatch.setattr(ragged.engine, "forward", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="of 18 dialogues are in .*o.jsonl; run the same"):
+        play(MANY, ragged, assistant, batch_size=4, out=out)
+    kept = [json.loads(line)["id"] for line in out.read_text().splitlines()]
+    assert 0 < len(kept) < 18
+    assert said(play(MANY, ragged, assistant, batch_size=4, out=out)) == said(whole)
 
 
 def test_every_turn_has_its_own_seed():
@@ -462,6 +563,40 @@ def test_a_dialogue_that_waits_holds_up_no_other(tmp_path):
     dialogues = play(["slow", *others], assistant=Remote(Assistant(), slow=slow), out=out)
     assert [d.stop for d in dialogues] == ["max turns"] * 7
     assert json.loads(out.read_bytes().splitlines()[-1])["profile"] == "slow"
+
+
+@pytest.mark.parametrize("batch_size", [64, 3])
+def test_a_model_goes_on_while_a_remote_side_waits(ragged, tmp_path, batch_size):
+    out, others = tmp_path / "o.jsonl", MANY[1:8]
+
+    def slow(messages):
+        deadline = time.monotonic() + 60
+        while messages[1]["content"] == opening and time.monotonic() < deadline:
+            if out.exists() and len(out.read_bytes().splitlines()) == len(others):
+                break  # all others have ended meanwhile
+            time.sleep(0.005)
+
+    here = play([MANY[0], *others], ragged, Assistant())
+    opening = here[0].opening
+    remote = Remote(Assistant(), slow=slow)
+    there = play([MANY[0], *others], ragged, remote, out=out, batch_size=batch_size)
+    assert said(there) == said(here)
+    assert json.loads(out.read_bytes().splitlines()[-1])["profile"] == MANY[0]
+
+
+def test_a_remote_side_that_fails_ends_its_dialogue_alone(ragged):
+    class Failing(Remote):
+        def reply(self, batch, seeds):
+            if batch[0][1]["content"] == broken and len(batch[0]) == 4:
+                raise RequestFailed("no answer")
+            return super().reply(batch, seeds)
+
+    here = play(MANY[:6], ragged, Assistant())
+    broken = here[2].opening
+    there = play(MANY[:6], ragged, Failing(Assistant()))
+    assert [d.stop for d in there].count("failed") == 1 and there[2].error == "no answer"
+    assert said(there[:2] + there[3:]) == said(here[:2] + here[3:])
+    assert there[2].messages == here[2].messages[:3]
 
 
 def test_endpoint_s_time_for_a_dialogue_is_kept():

@@ -43,66 +43,73 @@ def _mix(x: torch.LongTensor) -> torch.LongTensor:
     return x ^ ((x >> 31) & (2**33 - 1))
 
 
-def _wrapped(x: int) -> int:
-    return (x + 2**63) % 2**64 - 2**63
-
-
 def streams(seeds: Sequence[int], device: torch.device) -> torch.LongTensor:
     """Return a key for each seed, which may be any integer."""
     signed = [(s + 2**63) % 2**64 - 2**63 for s in seeds]
     return _mix(torch.tensor(signed, device=device) + _GOLDEN)
 
 
-def uniform(keys: torch.LongTensor, place: int) -> torch.DoubleTensor:
-    """Return number ``place`` of each key's stream, in [0, 1).
+def uniform(keys: torch.LongTensor, place: int | torch.LongTensor) -> torch.DoubleTensor:
+    """Return number ``place`` (of all keys, or of each) of each key's stream, in [0, 1).
 
     A generator a row takes five times as long on a CPU, and must hand its numbers to a GPU.
     """
-    bits = _mix(keys + _wrapped(place * _GOLDEN))
+    bits = _mix(keys + torch.as_tensor(place, device=keys.device) * _GOLDEN)
     return ((bits >> 11) & (2**53 - 1)).double() * 2.0**-53
 
 
 class Draw:
-    """Chooses the next token of each row, by a stream of random numbers of the row's own.
+    """Chooses the next token of turns under way, each by a stream of random numbers of its own.
 
     The stream is a hash of seed and place, so batch neighbours cannot matter. For the same reason
-    the repetition penalty counts a row's own tokens and no padding.
+    the repetition penalty counts a turn's own tokens and no padding. What is known of a turn is kept
+    in one of ``slots``.
     """
 
-    def __init__(
-        self,
-        sampling: Sampling,
-        seeds: Sequence[int],
-        prompts: Sequence[Sequence[int]],
-        scores: torch.Tensor,
-    ) -> None:
-        self.sampling, self.seen = sampling, None
-        self.keys = streams(seeds, scores.device)
+    def __init__(self, sampling: Sampling, slots: int, scores: torch.FloatTensor) -> None:
+        self.sampling, self.device, self.seen = sampling, scores.device, None
+        self.keys = torch.zeros(slots, dtype=torch.long, device=self.device)
         if sampling.repetition_penalty != 1:
-            self.seen = torch.zeros_like(scores, dtype=torch.bool)
-            for row, prompt in zip(self.seen, prompts, strict=True):
-                row[torch.tensor(prompt, device=scores.device)] = True
+            shape = (slots, scores.shape[-1])
+            self.seen = torch.zeros(shape, dtype=torch.bool, device=self.device)
 
-    def __call__(self, scores: torch.Tensor, rows: list[int], place: int) -> list[int]:
-        """Return the next token of each of ``rows`` from their scores, shape (rows, vocabulary)."""
-        s, scores = self.sampling, scores.double()
+    def join(self, slots: list[int], seeds: Sequence[int], texts: Sequence[Sequence[int]]) -> None:
+        """Begin turns, in place of those that had these slots."""
+        self.keys[slots] = streams(seeds, self.device)
+        if self.seen is not None:
+            for slot, text in zip(slots, texts, strict=True):
+                self.seen[slot] = False
+                self.seen[slot, torch.tensor(text, device=self.device)] = True
+
+    def __call__(self, scores: torch.FloatTensor, slots: list[int], places: list[int]) -> list[int]:
+        """Return the next token of each turn.
+
+        Args:
+            scores: shape (turns, vocabulary).
+            slots: where each turn is kept.
+            places: how many tokens of each were drawn before.
+        """
+        s, scores, at = self.sampling, scores.float(), torch.tensor(slots, device=self.device)
         if self.seen is not None:
             penalty = s.repetition_penalty
             penalised = torch.where(scores < 0, scores * penalty, scores / penalty)
-            scores = torch.where(self.seen[rows], penalised, scores)
-        tokens = scores.argmax(-1) if s.temperature == 0 else self._sample(scores, rows, place)
+            scores = torch.where(self.seen[at], penalised, scores)
+        if s.temperature == 0:
+            tokens = scores.argmax(-1)
+        else:
+            u = uniform(self.keys[at], torch.tensor(places, device=self.device))
+            tokens = self._sample(scores, u)
         if self.seen is not None:
-            self.seen[rows, tokens] = True
+            self.seen[at, tokens] = True
         return tokens.tolist()
 
-    def _sample(self, scores: torch.Tensor, rows: list[int], place: int) -> torch.LongTensor:
+    def _sample(self, scores: torch.FloatTensor, u: torch.DoubleTensor) -> torch.LongTensor:
         chance, order = (scores / self.sampling.temperature).softmax(-1), None
         if self.sampling.top_p < 1:
             chance, order = chance.sort(dim=-1, descending=True, stable=True)
-            before = chance.cumsum(-1) - chance
+            before = chance.cumsum(-1, dtype=torch.double) - chance
             chance = chance.masked_fill(before >= self.sampling.top_p, 0)
-        total = chance.cumsum(-1)
-        u = uniform(self.keys[rows], place)
+        total = chance.cumsum(-1, dtype=torch.double)  # a sum in fp32 would lose rare tokens
         index = torch.searchsorted(total, u[:, None] * total[:, -1:], right=True)
         index = index.clamp_(max=scores.shape[-1] - 1)
         return (index if order is None else order.gather(-1, index))[:, 0]

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from usp_lab.data import Dialogue
 from usp_lab.errors import UspError
-from usp_lab.loop import Loop, Settings, fingerprint, turn_seed
+from usp_lab.loop import Loop, fingerprint
+from usp_lab.sides import Settings, turn_seed
 from usp_lab.simulators import ModelAssistant, TwinSimulator, UserSimulator, identity
 from usp_lab.store import Simulated, Store
 
@@ -64,7 +65,8 @@ def simulate(
         out: a .jsonl file; dialogues are appended as they end, and a run that was cut off goes on
             from what is there. What failed is tried again. At the end a .parquet file is written
             beside it (where pyarrow is installed).
-        batch_size: dialogues under way at once; a finished one is replaced by a waiting one.
+        batch_size: dialogues under way at once; a finished one is replaced by a waiting one. Not
+            more than a model in this process keeps (`LocalEngine`, 64).
         progress: show a bar.
 
     Returns:

@@ -84,7 +84,7 @@ class ChatModel:
 
     def room(self, messages: Sequence[Message]) -> int:
         """Return how many tokens are left in the context after the longest possible turn."""
-        return self.engine.context - self.sampling.max_new_tokens - len(self.prompt(messages))
+        return self.engine.room(self.prompt(messages), self.sampling)
 
     def generate(
         self, batch: Sequence[Sequence[Message]], seeds: Sequence[int] | None = None
@@ -119,9 +119,10 @@ class ChatModel:
                     "only answer the other side"
                 )
         prompts = [self.prompt(m) for m in batch]
-        return [self._text(ids) for ids in self.engine.generate(prompts, seeds, self.sampling)]
+        return [self.text(ids) for ids in self.engine.generate(prompts, seeds, self.sampling)]
 
-    def _text(self, ids: list[int]) -> str:
+    def text(self, ids: Sequence[int]) -> str:
+        """Return the text of a turn's token ids, `chat.END_TOKEN` where it ends the dialogue."""
         text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
         return END_TOKEN if self.end_id in ids and not text else text
 
