@@ -261,7 +261,8 @@ def test_stand_in_recites_praises_and_never_stops(population):
                 assert "{" not in m["content"] and "  " not in m["content"]
     copied = [profile_copy(d.profile, d.user_turns) for d in by["good"]]
     real = [profile_copy(t.profile, t.user_turns) for t in targets]
-    assert np.nanmean(copied) > 2.5 * np.nanmean(real)  # people name what they ask for by title, too
+    # people name what they ask for by its title, too
+    assert np.nanmean(copied) > 2.5 * np.nanmean(real)
     openings = {d.opening for d in by["good"]}
     assert len(openings) == len(targets)
 
