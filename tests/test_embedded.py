@@ -5,12 +5,13 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 
 from usp_lab import embedded, models, synthetic
 from usp_lab.assistants import scripted
-from usp_lab.embedded import RECIPES, Stage, make, provenance
+from usp_lab.embedded import RECIPES, Stage, deepen, make, provenance
 from usp_lab.errors import UspError
-from usp_lab.models import EMBEDDED, load_causal_lm
+from usp_lab.models import EMBEDDED, load_causal_lm, load_tokenizer, look_alike
 from usp_lab.sft import FINAL, SftSettings
 from usp_lab.simulate import UserSimulator, simulate
 
@@ -84,3 +85,16 @@ def test_speaks_by_name_as_the_profile_says():
 def test_unknown_recipe(tmp_path):
     with pytest.raises(UspError, match="no recipe 'x'; there are: usp-tiny"):
         make("x", tmp_path)
+
+
+def test_a_deeper_model_computes_what_it_did(tmp_path):
+    base, grown = look_alike(tmp_path / "base"), tmp_path / "grown"
+    assert deepen(base, 5, grown) == grown
+    old, new = (load_causal_lm(p).float() for p in (base, grown))
+    assert (old.config.num_hidden_layers, new.config.num_hidden_layers) == (2, 5)
+    ids = torch.arange(40).reshape(2, 20)
+    with torch.no_grad():
+        assert torch.equal(old(ids).logits, new(ids).logits)
+    fresh = new.model.layers[1]
+    assert fresh.self_attn.q_proj.weight.any() and not fresh.mlp.down_proj.weight.any()
+    assert load_tokenizer(grown).chat_template == load_tokenizer(base).chat_template

@@ -143,7 +143,7 @@ def test_facts_of_one_and_manner_of_another_often_conflict(people):
 
 
 def strings(node):
-    return list(wording._texts(node))
+    return list(users.texts(node))
 
 
 def test_every_text_of_a_topic_fills_in():

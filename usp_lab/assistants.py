@@ -131,7 +131,6 @@ class ScriptedAssistant:
             )
             answer, met = rng.choice(other["answer"]), [other["key"]]
             text = fill(answer["reply"], {**slots, **_answer_slots(answer, {}, intent, rng)})
-            said = _taking_up(goal, slots, text, rng)
         else:
             texts = (
                 goal["vague"]
@@ -141,7 +140,7 @@ class ScriptedAssistant:
             text = rng.choice(
                 [t for t in (fill(t, slots) for t in texts) if t != before.get("text")]
             )
-            said = _taking_up(goal, slots, text, rng) if kind == "vague" else text
+        said = _taking_up(goal, slots, text, rng) if kind in ("wrong", "vague") else text
         return Utterance(
             said,
             {"kind": kind, "topic": intent.topic, "goal": goal["key"], "met": met, "text": text},

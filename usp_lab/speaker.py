@@ -298,20 +298,17 @@ class PopulationUser:
 
     def _say(self, parts: Sequence[Part], meta: dict, state: _State, rng: Random) -> Utterance:
         z, parts = self.task.z, list(parts)
+        keep = [v for v in self.task.slots.values() if v[0].isupper()]
         if z["filler"] != "none" and rng.random() < 0.5:
-            keep = self._kept()
             meta |= {"filler": add_filler(parts, z["filler"], keep, not state.turns, rng)}
         if not state.turns and z["opening"] != "none":
             word, text = self._word("opening", rng), parts[0].text
             parts[0] = Part(
                 parts[0].role,
-                f"{word} {text if word[-1] in '.!' else lower_first(text, self._kept())}",
+                f"{word} {text if word[-1] in '.!' else lower_first(text, keep)}",
             )
         meta = meta | {"signoff": parts[-1].role == "sign", "said": sorted(state.said)}
         return Utterance(render([p.text for p in parts], z, rng), meta)
-
-    def _kept(self) -> list[str]:
-        return [v for v in self.task.slots.values() if v[0].isupper()]
 
 
 def _answer(reply: dict) -> dict:

@@ -11,7 +11,7 @@ from functools import lru_cache
 from random import Random
 
 from usp_lab.chat import is_closing
-from usp_lab.users import tables
+from usp_lab.users import tables, texts
 
 TEXTING = {
     "you": "u", "your": "ur", "you're": "ur", "please": "pls", "thanks": "thx", "because": "cuz", "are": "r", "tomorrow": "tmrw", "people": "ppl",
@@ -133,19 +133,8 @@ def render(sentences: Sequence[str], z: dict[str, str], rng: Random) -> str:
 @lru_cache(maxsize=1)
 def lexicon() -> frozenset[str]:
     """Return every word that the tables spell, lower case, with its form without apostrophe."""
-    words: set[str] = set()
-
-    def walk(node) -> None:
-        if isinstance(node, str):
-            words.update(_WORD.findall(node.lower()))
-        elif isinstance(node, dict):
-            for v in node.values():
-                walk(v)
-        elif isinstance(node, list):
-            for v in node:
-                walk(v)
-
-    walk({name: table for name, table in tables().items() if name != "typos"})
+    spelt = {name: table for name, table in tables().items() if name != "typos"}
+    words = {w for text in texts(spelt) for w in _WORD.findall(text.lower())}
     words |= {w for v in TEXTING.values() for w in v.split("/")} | {"cannot"}
     parts = {w: w.partition("'") for w in words if "'" in w}
     words |= {TEXTING[a] + b + c for a, b, c in parts.values() if a in TEXTING}  # "u've"

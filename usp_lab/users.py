@@ -11,7 +11,7 @@ forbidden pair says so. So log p(z), rarity and contradiction all have a truth:
 import hashlib
 import math
 import tomllib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
 from importlib import resources
 from random import Random
@@ -56,6 +56,15 @@ def tables() -> dict:
     ]
     out["topics"] = {t["key"]: t for t in sorted(topics, key=lambda t: t["key"])}
     return out
+
+
+def texts(node) -> Iterator[str]:
+    """Yield every text of a table, of the tables inside it too; keys are no texts."""
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, dict | list):
+        for v in node.values() if isinstance(node, dict) else node:
+            yield from texts(v)
 
 
 @lru_cache(maxsize=1)

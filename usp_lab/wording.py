@@ -2,13 +2,13 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
 from typing import NamedTuple
 
-from usp_lab.users import FACTS, TRAITS, tables
+from usp_lab.users import FACTS, TRAITS, tables, texts
 
 _TOPICAL, _OF_TRAIT = 12.0, 0.8  # weights of asides on the topic and of traits; a fact's is 1
 _LOOSE = {"gender": 0.4, "place": 0.7}  # facts whose asides seldom have to do with the matter
@@ -83,19 +83,11 @@ def _fits(words: dict, parts: Sequence[Part], i: int, opening: bool) -> bool:
     return i > 0 or not opening
 
 
-def _texts(node) -> Iterator[str]:
-    if isinstance(node, str):
-        yield node
-    elif isinstance(node, dict | list):
-        for v in node.values() if isinstance(node, dict) else node:
-            yield from _texts(v)
-
-
 @lru_cache(maxsize=1)
 def names() -> frozenset[str]:
     """Return the words that the tables mostly capitalise inside sentences: names, months, "I"."""
     inside: Counter[str] = Counter()
-    for text in _texts(tables()):
+    for text in texts(tables()):
         inside.update(re.findall(r"(?<=[a-z,] )[A-Za-z][A-Za-z0-9']*", text))
         inside.update(
             re.findall(r"^[A-Z][A-Za-z0-9']*(?=(?: [A-Z][a-z]+)*$)", text)
@@ -128,9 +120,9 @@ def asides(task: Task) -> list[tuple[str, list[str], float]]:
         if z[a["attr"]] == a["value"]
     ]
     for f in FACTS:
-        texts = (
+        shows = (
             t["attributes"]["place"]["show"] if f == "place" else t["attributes"][f][z[f]]["show"]
         )
-        out.append((f, texts, _LOOSE.get(f, 1.0)))
+        out.append((f, shows, _LOOSE.get(f, 1.0)))
     out += [(a, t["manner"]["trait"][a][z[a]]["show"], _OF_TRAIT) for a in TRAITS if z[a] != "mid"]
     return out
