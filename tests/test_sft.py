@@ -15,7 +15,7 @@ import pytest
 import torch
 from trl import SFTTrainer
 
-from usp_lab import models, sft, trainer
+from usp_lab import models, optim, sft, trainer
 from usp_lab.chat import END_TOKEN
 from usp_lab.data import Dialogue, load_dialogues
 from usp_lab.errors import UspError
@@ -618,3 +618,31 @@ def test_diverging_training_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "trainer_class", lambda: trainer.CpuSFTTrainer)
     with pytest.raises(UspError, match="validation loss is nan at step 3; lower lr=0.003"):
         train_sft(TRAIN, VALIDATION, tmp_path / "m", TINY)
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_bf16_is_left_to_machines_that_compute_in_it(tmp_path, monkeypatch, able):
+    monkeypatch.setattr(trainer, "computes_bf16", lambda: able)
+    assert trainer.arguments(replace(TINY, bf16=True), tmp_path, 8).bf16 is able
+    assert not trainer.arguments(replace(TINY, bf16=False), tmp_path, 8).bf16
+
+
+def test_muon_in_fp32_steps_as_torch_does():
+    """Up to the rounding of bf16; the state is torch's, so that a run may move to another machine."""
+    torch.manual_seed(0)
+    start, gradients = torch.randn(24, 40), [torch.randn(24, 40) for _ in range(5)]
+    ended, states = [], []
+    for transposed in (False, True):
+        for kind in (torch.optim.Muon, optim.Fp32Muon):
+            p = torch.nn.Parameter((start.T if transposed else start).clone())
+            optimizer = kind([p], lr=0.02, weight_decay=0.1)
+            for g in gradients:
+                p.grad = (g.T if transposed else g).clone()
+                optimizer.step()
+            ended.append(p.detach())
+            states.append(optimizer.state_dict())
+    for (a, b), (x, y) in zip((ended[:2], ended[2:]), (states[:2], states[2:]), strict=True):
+        moved = (a - (start.T if a.shape[0] == 40 else start)).norm()
+        assert (a - b).norm() < 0.02 * moved and moved > 0.1
+        assert x["param_groups"] == y["param_groups"]
+        assert torch.equal(x["state"][0]["momentum_buffer"], y["state"][0]["momentum_buffer"])

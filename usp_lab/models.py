@@ -71,6 +71,17 @@ def pick_device() -> Device:
     return Device("cpu", torch.float32, why)
 
 
+def computes_bf16() -> bool:
+    """Tell whether this machine multiplies in bf16: a GPU that can, or a CPU with AVX-512 or AMX for it.
+
+    Other CPUs emulate it, tens of times slower than fp32.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    able = torch.cpu.get_capabilities()
+    return any(able.get(unit, False) for unit in ("amx_bf16", "avx512_bf16"))
+
+
 def load_tokenizer(path: str | Path, speaker: str | None = "user") -> PreTrainedTokenizerFast:
     """Load a tokenizer that pads on the left, for generation.
 

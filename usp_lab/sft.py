@@ -18,7 +18,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from usp_lab.chat import END_TOKEN, SPECIAL_TOKENS, chat_template
@@ -127,7 +127,7 @@ def _train(train, validation, out: Path, s: SftSettings, key: str, fingerprint: 
     curve = [h for h in trainer.state.log_history if "loss" in h or "eval_loss" in h]
     result = SftResult(out, curve, dict(counts), state.get("global_step", 0))
     if trainer.is_world_process_zero():
-        _save(trainer, tokenizer, result, s, key, fingerprint)
+        _save(trainer, tokenizer, result, replace(s, bf16=args.bf16), key, fingerprint)
     trainer.accelerator.wait_for_everyone()
     return result
 

@@ -30,7 +30,7 @@ class SftSettings:
         max_length: tokens a dialogue at the most; the rest is cut at whole turns and counted.
         patience: evaluations without a better validation loss before stopping early; evals:
             evaluations in a run.
-        bf16: autocast in bf16.
+        bf16: autocast in bf16, on a machine that computes in it (`models.computes_bf16`); else fp32.
     """
 
     speaker: str = "user"

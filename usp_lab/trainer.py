@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Tra
 from trl import SFTConfig, SFTTrainer
 
 from usp_lab.errors import UspError
+from usp_lab.models import computes_bf16
 
 if TYPE_CHECKING:
     from usp_lab.sft_settings import SftSettings
@@ -107,7 +108,7 @@ def arguments(s: "SftSettings", folder: Path, steps: int) -> SFTConfig:
         warmup_steps=min(200, max(1, round(0.1 * steps))),
         weight_decay=0.1,
         adam_beta2=0.95,
-        bf16=s.bf16,
+        bf16=s.bf16 and computes_bf16(),
         activation_checkpointing=cuda,
         ddp_find_unused_parameters=False,
         use_cpu=not cuda,
