@@ -13,6 +13,10 @@ __version__ = "0.1.0"
 # Public name -> the module that defines it. The runner reads this to find what a notebook uses.
 _PUBLIC = {
     "load_dialogues": "data",
+    "Profile": "profiles",
+    "ProfileGenerator": "profile_generator",
+    "build_profiles": "build_profiles",
+    "with_profiles": "build_profiles",
     "write_dataset": "data",
     "UserSimulator": "simulate",
     "simulate": "simulate",

@@ -1,4 +1,4 @@
-"""The command line: `usp-lab run` executes notebooks, `list` shows them, `simulate` makes dialogues.
+"""The command line: `usp-lab run` executes notebooks, `list` shows them, `simulate` makes dialogues, `profiles` profiles.
 
 examples:
   usp-lab run all                           every notebook, at preset tiny, that is not up to date
@@ -7,6 +7,7 @@ examples:
   usp-lab run 03 -p seed=1 --name second    another seed, into runs/tiny+second
   usp-lab list                              notebooks, parameters, presets, what is up to date
   usp-lab simulate --help                   dialogues of a simulator with an assistant
+  usp-lab profiles chats.jsonl.gz --out DIR    a profile for every dialogue of a file
 """
 
 import argparse
@@ -16,7 +17,7 @@ import re
 import sys
 from pathlib import Path
 
-from usp_lab import simulate_cli
+from usp_lab import profiles_cli, simulate_cli
 from usp_lab.errors import UspError
 from usp_lab.files import HUB, POPULATION, find_root
 from usp_lab.notebooks import Notebook, read_notebooks, unknown
@@ -108,6 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
     listing.add_argument("--preset", default="tiny", help="whose values and state to show")
     listing.set_defaults(command=list_command)
     simulate_cli.add_parser(commands)
+    profiles_cli.add_parser(commands)
     return parser
 
 

@@ -39,7 +39,7 @@ def _event_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def _wait(coroutines: Sequence[Coroutine]) -> list:
+def wait_for(coroutines: Sequence[Coroutine]) -> list:
     """Return what coroutines return; the first error ends them all."""
     futures = [asyncio.run_coroutine_threadsafe(c, _event_loop()) for c in coroutines]
     try:
@@ -98,7 +98,7 @@ class Client:
     ) -> list[str]:
         """Complete prompts at once, as `complete` does each; the first failure ends them all."""
         pairs = zip(prompts, seeds, strict=True)
-        return _wait([self._complete(p, sampling, stop, s, may_be_empty) for p, s in pairs])
+        return wait_for([self._complete(p, sampling, stop, s, may_be_empty) for p, s in pairs])
 
     def chat(self, messages: Sequence[Message], sampling: Sampling, seed: int | None = None) -> str:
         """Return the assistant's next message (``/v1/chat/completions``).
@@ -115,7 +115,7 @@ class Client:
         seeds: Sequence[int | None],
     ) -> list[str]:
         """Answer dialogues at once, as `chat` does each; the first failure ends them all."""
-        return _wait([self._chat(m, sampling, s) for m, s in zip(dialogues, seeds, strict=True)])
+        return wait_for([self._chat(m, sampling, s) for m, s in zip(dialogues, seeds, strict=True)])
 
     def check(self, *, sampling: Sampling = _PROBE, completions: bool = False) -> None:
         """Find out, for a few tokens, whether the endpoint can be used.
@@ -128,7 +128,7 @@ class Client:
         Raises:
             UspError: it is down, refuses the key, serves another model, or cannot draw so.
         """
-        _wait([self._check(sampling, completions)])
+        wait_for([self._check(sampling, completions)])
 
     # --- on the event loop ------------------------------------------------------------------------
 
@@ -146,7 +146,7 @@ class Client:
                 text = text.partition(end)[0]
             if text.strip() or (may_be_empty and answer.stopped):
                 return text
-            raise _empty(answer)
+            raise empty_answer(answer)
 
         if prompt.startswith(_BOS):
             prompt = await self._begin() + prompt.removeprefix(_BOS)
@@ -157,7 +157,7 @@ class Client:
         def read(answer: Answer) -> str:
             if answer.text.strip():
                 return answer.text.strip()
-            raise _empty(answer)
+            raise empty_answer(answer)
 
         turns = [{"role": m["role"], "content": m["content"]} for m in messages]
         return await self._ask("/chat/completions", {"messages": turns}, sampling, seed, read)
@@ -273,6 +273,7 @@ class Client:
         return UspError(f"{failed}; {what}")
 
 
-def _empty(answer: Answer) -> Fault:
+def empty_answer(answer: Answer) -> Fault:
+    """Return the fault of an answer without text."""
     why = "" if answer.stopped else ", cut at max_new_tokens"
     return Fault("an empty text" + why, status=200, empty=True)

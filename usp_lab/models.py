@@ -93,16 +93,16 @@ def load_tokenizer(path: str | Path, speaker: str | None = "user") -> PreTrained
     Raises:
         UspError: nothing there, unreadable, no chat template or one for the other role.
     """
-    source = _source(path, "tokenizer")
+    source = source_of(path, "tokenizer")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as e:  # damaged files raise bare exceptions
-        raise UspError(_not_loaded(path, "tokenizer", e)) from e
+        raise UspError(not_loaded(path, "tokenizer", e)) from e
     if speaker is not None:
         try:
             check_template(tokenizer, str(path), speaker)
         except TemplateError as e:
-            raise UspError(_not_loaded(path, "chat template of", e)) from e
+            raise UspError(not_loaded(path, "chat template of", e)) from e
     tokenizer.padding_side = "left"
     return tokenizer
 
@@ -122,7 +122,7 @@ def load_causal_lm(
         UspError: nothing there, pickles only and not asked for by name, damaged or incomplete
             weights, an architecture that is unknown or needs its own code.
     """
-    device, source = device or pick_device(), _source(path, "model")
+    device, source = device or pick_device(), source_of(path, "model")
     folder = Path(source)
     pickles = sorted(p.name for kind in ("bin", "pt", "pth") for p in folder.glob(f"*.{kind}"))
     named = [p for p in pickles if p.startswith("pytorch_model")]
@@ -149,7 +149,7 @@ def load_causal_lm(
     except (
         Exception
     ) as e:  # safetensors, OS, hub, config and unpickling errors all mean: not loaded
-        raise UspError(_not_loaded(path, "model", e)) from e
+        raise UspError(not_loaded(path, "model", e)) from e
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise UspError(
@@ -200,7 +200,7 @@ def local_folder(path: str | Path) -> Path | None:
     return EMBEDDED / str(path) if plain and (EMBEDDED / str(path)).is_dir() else None
 
 
-def _source(path: str | Path, what: str) -> str:
+def source_of(path: str | Path, what: str) -> str:
     """Return where to load from: a folder, a hub id, or (hub out of reach) its folder in the cache.
 
     transformers itself asks an unreachable hub again and again for most of a minute.
@@ -214,15 +214,16 @@ def _source(path: str | Path, what: str) -> str:
         huggingface_hub.model_info(name, timeout=10)
         return name
     except huggingface_hub.errors.HfHubHTTPError as e:  # it answers: unknown, gated, ...
-        raise UspError(_not_loaded(path, what, e)) from e
+        raise UspError(not_loaded(path, what, e)) from e
     except Exception as unreachable:  # no connection, or told to stay offline
         try:
             return huggingface_hub.snapshot_download(name, local_files_only=True)
         except Exception:  # not in the cache either
-            raise UspError(_not_loaded(path, what, unreachable)) from unreachable
+            raise UspError(not_loaded(path, what, unreachable)) from unreachable
 
 
-def _not_loaded(path: str | Path, what: str, error: Exception) -> str:
+def not_loaded(path: str | Path, what: str, error: Exception) -> str:
+    """Say in a sentence why ``what`` could not be loaded, and what to give instead."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160].rstrip(" .")
     if "trust_remote_code" in str(error) or "custom code" in str(error):
         reason = "needs code of its own, which is never run here"
@@ -341,7 +342,7 @@ class SentenceEncoder:
         try:
             self._model = SentenceTransformer(path, device=device, trust_remote_code=False)
         except Exception as e:
-            raise UspError(_not_loaded(path, "sentence encoder", e)) from e
+            raise UspError(not_loaded(path, "sentence encoder", e)) from e
         self.name, self._known = name, {}
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:

@@ -119,7 +119,7 @@ def simulate_command(args: argparse.Namespace) -> int:
     print(f"{len(dialogues)} dialogues in {args.out}: " + _listed(stops))
     for name, side in (("simulator", simulator), ("assistant", assistant)):
         if usage := getattr(side, "usage", None):
-            print(f"{name}: {_usage(usage)}")
+            print(f"{name}: {usage_text(usage)}")
     if failed := stops["failed"]:
         reason = next(d.error for d in dialogues if d.stop == "failed")
         print(f"{failed} failed, first: {reason}; run the same command again to retry them")
@@ -130,7 +130,8 @@ def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{n:,} {what}" for what, n in sorted(counts.items(), key=lambda x: -x[1]))
 
 
-def _usage(usage) -> str:
+def usage_text(usage) -> str:
+    """Say what was asked of an endpoint, in a line."""
     return (
         f"{usage.requests:,} requests ({usage.retries:,} tried again, {usage.failures:,} failed), "
         f"{usage.prompt_tokens:,} tokens in, {usage.completion_tokens:,} out, ${usage.cost:,.2f}"

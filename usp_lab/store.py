@@ -110,7 +110,7 @@ class Store:
         self.__exit__()
         self.out.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.out.open("ab")
-        taken = not _lock(self._file) or not os.path.samestat(
+        taken = not lock(self._file) or not os.path.samestat(
             os.fstat(self._file.fileno()), self.out.stat()
         )
         if taken or (not begun and self._file.tell() > 0):
@@ -119,7 +119,7 @@ class Store:
                 f"another run is writing to {self.out}; wait until it ends, or name another file"
             )
         if not begun:
-            _sync_folder(self.out.parent)
+            sync_folder(self.out.parent)
 
     def _read(self) -> None:
         raw = self.out.read_bytes()
@@ -220,7 +220,7 @@ def _schema(pa):
     return pa.schema(list(columns.items()))
 
 
-def _lock(file) -> bool:
+def lock(file) -> bool:
     """Take a file for this process; False where another one has it."""
     if fcntl is None:
         return True
@@ -233,7 +233,7 @@ def _lock(file) -> bool:
     return True
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Put a new file's name on the disk, too."""
     if os.name != "posix":
         return
