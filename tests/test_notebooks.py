@@ -101,12 +101,12 @@ def hand_made(path: Path, profile: bool) -> Path:
     return path
 
 
-def whole_on(checkout: Path, file: Path) -> str:
-    """Run all on a file, check every arm, and return what 02_profiles printed."""
-    done = run(checkout, "all", "--preset", "smoke", "--data", str(file))
+def whole_on(checkout: Path, file: Path, *names: str) -> str:
+    """Run notebooks on a file (all), check every arm, and return what 02_profiles printed."""
+    done = run(checkout, *(names or ["all"]), "--preset", "smoke", "--data", str(file))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     folder = next((checkout / "runs").glob(f"smoke+*{file.name.split('.')[0]}*"))
-    for name in NOTEBOOKS:
+    for name in names or NOTEBOOKS:
         check_form(folder / name)
     arms = {"usp", "shuffled", "empty", "plato"}
     arms |= {f"{a}_minus_usp" for a in arms - {"usp"}}
@@ -118,7 +118,8 @@ def whole_on(checkout: Path, file: Path) -> str:
 
 def test_smoke_on_a_file_with_profiles_is_whole(checkout, tmp_path):
     file = hand_made(tmp_path / "made.jsonl.gz", profile=True)
-    assert "Every dialogue has a profile: nothing is built" in whole_on(checkout, file)
+    names = ("02_profiles", "03_conditional_sft", "11_consistency", "14_leakage_audit")
+    assert "Every dialogue has a profile: nothing is built" in whole_on(checkout, file, *names)
 
 
 def test_smoke_on_a_file_without_profiles_builds_them_and_says_so(checkout, tmp_path):

@@ -34,6 +34,8 @@ def sides(
 ) -> tuple[list[Dialogue], list[Dialogue], list[Dialogue], list[Dialogue]]:
     """Return (training, validation, test users' dialogues, those of them that are scored).
 
+    None is scored where no two users have a dialogue that is long enough.
+
     Of the population so many test users are drawn that ``n`` dialogues with a sibling can be scored.
     A file whose test split has fewer is split anew, ``share`` of it for testing: few dialogues are
     long enough.
@@ -58,6 +60,8 @@ def sides(
             everything = [d for split in parts.values() for d in split]
             parts = split_groups(everything, seed, {"test": share, "validation": 0.03})
         targets = scored(parts["test"], n)
+    if len({d.user_id or d.id for d in targets}) < 2:  # too few to compare with another user
+        targets = []
     return parts["train"], parts["validation"], parts["test"], targets
 
 
@@ -254,6 +258,8 @@ def estimates(
     """
     users, rows = owners(targets), []
     for metric, arms in found.items():
+        if "empty" not in arms:  # nothing was scored
+            continue
         better = "lower" if metric == "nll" else "higher"
         empty = arms["empty"]
         for arm, x in arms.items():
@@ -263,4 +269,6 @@ def estimates(
                 rows.append(row(metric, f"{arm}_minus_empty", gain, better=better))
         share = lookahead_share(arms["whole"], arms["first_3"], empty, users, unit, seed)
         rows.append(row("lookahead_share", metric, share, better=""))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        rows, columns=["metric", "arm", "value", "low", "high", "n", "unit", "better"]
+    )
