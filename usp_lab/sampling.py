@@ -1,0 +1,321 @@
+"""Common users and rare ones, drawn by the density of their profiles.
+
+    sampler = ProfileSampler(reducer="umap", random_state=0).fit(profiles)   # texts, or embeddings (n, D)
+    sampler.sample(100, kind="minority")                                     # profiles of rare users
+    sampler.save("sampler"); ProfileSampler.load("sampler")
+
+Profiles are embedded (objective half, subjective half, or both joined), standardised and reduced to a map of
+two or three dimensions, whose Gaussian kernel density says how common each is (arXiv 2502.18968, diverse
+profile sampler; its code was not released). UMAP's map differs between machines even when seeded, so a fitted
+sampler is an artifact: coordinates are saved and answers come from them. PCA is the reproducible alternative.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from scipy.spatial import cKDTree
+from sklearn.base import BaseEstimator
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
+
+from usp_lab.density import BinnedKDE
+from usp_lab.errors import UspError
+from usp_lab.profiles import split_profile
+
+KINDS = ("density", "majority", "minority", "uniform")
+PARTS = ("both", "objective", "subjective")
+REDUCERS = ("umap", "pca", "densmap")
+_STATE, _ARRAYS, _TEXTS, _REDUCER = "sampler.json", "arrays.npz", "profiles.json", "reducer.joblib"
+_LIBRARIES = ("numpy", "scipy", "scikit-learn", "umap-learn", "KDEpy")
+
+
+class ProfileSampler(BaseEstimator):
+    """Draws users by how common their profiles are.
+
+    Attributes after `fit`:
+        coordinates_: place of each profile on the map, shape (n, n_components).
+        log_density_: of each, nats per unit of the map's volume, shape (n,).
+        density_: `BinnedKDE` on the map.
+        texts_: the profiles; None where embeddings were given.
+        fingerprint_: 16 hex digits over what was fitted on.
+    """
+
+    def __init__(
+        self,
+        part: str = "both",
+        encoder: str = "minilm",
+        reducer: str = "umap",
+        n_components: int = 2,
+        neighbors: int | None = None,
+        min_dist: float = 0.1,
+        bandwidth: str | float = "scott",
+        random_state: int = 0,
+    ) -> None:
+        """Choose a map and a density.
+
+        Args:
+            part: of the profile that is embedded: "objective", "subjective", or "both" joined.
+            encoder: `models.SentenceEncoder`'s name; not used where embeddings are given.
+            reducer: "umap" as in the paper; "pca"; "densmap", which fits and can place nobody afterwards.
+            n_components: dimensions of the map, 1 to 3.
+            neighbors, min_dist: of UMAP; neighbors None is 15, or fewer where there are fewer profiles.
+            bandwidth: of `BinnedKDE`.
+            random_state: of the map, the bandwidth's folds and, where none is given, of draws.
+        """
+        self.part, self.encoder, self.reducer = part, encoder, reducer
+        self.n_components, self.neighbors, self.min_dist = n_components, neighbors, min_dist
+        self.bandwidth, self.random_state = bandwidth, random_state
+
+    # --- fitting --------------------------------------------------------------------------------
+
+    def fit(self, X: Sequence[str] | np.ndarray, y=None) -> "ProfileSampler":
+        """Learn map and density.
+
+        Args:
+            X: profile texts, or their embeddings, shape (n, D).
+
+        Raises:
+            UspError: unknown part, reducer or bandwidth; fewer profiles than neighbours asked for; NaN or constant
+                embeddings; more than half of them duplicates; a profile without the half that is embedded.
+        """
+        for name, known in (("part", PARTS), ("reducer", REDUCERS)):
+            if getattr(self, name) not in known:
+                raise UspError(f"{name}={getattr(self, name)!r}; choose one of {', '.join(known)}")
+        self.texts_ = None if isinstance(X, np.ndarray) else list(X)
+        vectors = self._vectors(X)
+        n = len(vectors)
+        if self.neighbors is not None and self.reducer != "pca" and n <= self.neighbors:
+            raise UspError(
+                f"{n} profiles for neighbors={self.neighbors}; give more, or fewer neighbours"
+            )
+        if n < self.n_components + 2:
+            raise UspError(f"{n} profiles make no map; give at least {self.n_components + 2}")
+        alike = n - len(np.unique(vectors, axis=0))
+        if not vectors.std(axis=0).any():
+            raise UspError(f"all {n} embeddings are the same; there is no density to estimate")
+        if 2 * alike > n:
+            raise UspError(
+                f"{alike} of {n} profiles are duplicates; leave them out, they would pass for common users"
+            )
+        self.fingerprint_ = hashlib.sha256(np.ascontiguousarray(vectors).tobytes()).hexdigest()[:16]
+        self._scaler = StandardScaler().fit(vectors)
+        self._map = self._reducer(n)
+        self.coordinates_ = np.asarray(
+            self._map.fit_transform(self._scaler.transform(vectors)), float
+        )
+        return self._estimate()
+
+    def _reducer(self, n: int):
+        if self.reducer == "pca":
+            return PCA(self.n_components, svd_solver="full")
+        from umap import UMAP
+
+        near = self.neighbors or min(15, n - 1)
+        return UMAP(near, self.n_components, min_dist=self.min_dist, densmap=self.reducer == "densmap", random_state=self.random_state, n_jobs=1)  # fmt: skip
+
+    def _estimate(self) -> "ProfileSampler":
+        self.density_ = BinnedKDE(self.bandwidth, seed=self.random_state).fit(self.coordinates_)
+        self.log_density_ = self.density_.score_samples(self.coordinates_)
+        return self
+
+    def _vectors(self, X: Sequence[str] | np.ndarray) -> np.ndarray:
+        if not isinstance(X, np.ndarray):
+            X = self._embedded(list(X))
+        if X.ndim != 2 or not len(X):
+            raise UspError(f"embeddings must have shape (n, D), not {X.shape}")
+        bad = ~np.isfinite(X).all(axis=1)
+        if bad.any():
+            raise UspError(
+                f"{bad.sum()} of {len(X)} embeddings are NaN or infinite; leave these profiles out"
+            )
+        return X.astype(np.float32)
+
+    def _embedded(self, texts: list[str]) -> np.ndarray:
+        from usp_lab.models import sentence_encoder
+
+        wanted = ("objective", "subjective") if self.part == "both" else (self.part,)
+        halves = [dict(zip(PARTS[1:], split_profile(t), strict=True)) for t in texts]
+        for half in wanted:
+            if missing := sum(not h[half].strip() for h in halves):
+                raise UspError(f"{missing} of {len(texts)} profiles have no {half} half; leave them out or choose another part")  # fmt: skip
+        encoder = sentence_encoder(self.encoder)
+        return np.hstack([encoder.encode([h[half] for h in halves]) for half in wanted])
+
+    # --- asking ---------------------------------------------------------------------------------
+
+    def transform(self, X: Sequence[str] | np.ndarray) -> np.ndarray:
+        """Return the places of other profiles on the map, shape (n, n_components).
+
+        Raises:
+            UspError: densMAP, which cannot; a sampler loaded without trust; another encoder's dimension.
+        """
+        if self.reducer == "densmap":
+            raise UspError(
+                "densMAP can place no new profiles; fit it on all of them, or choose umap or pca"
+            )
+        if self._map is None:
+            raise UspError("this UMAP was loaded without its pickle; ProfileSampler.load(folder, trusted=True) if you made it")  # fmt: skip
+        vectors = self._vectors(X)
+        if vectors.shape[1] != self._scaler.n_features_in_:
+            raise UspError(
+                f"embeddings of {vectors.shape[1]} dimensions, but fitted was on {self._scaler.n_features_in_}; use the encoder and part it was fitted with"
+            )
+        return np.asarray(self._map.transform(self._scaler.transform(vectors)), float)
+
+    def log_density(self, X: Sequence[str] | np.ndarray | None = None) -> np.ndarray:
+        """Return log densities in nats, of the profiles fitted on or of others, shape (n,)."""
+        return self.log_density_ if X is None else self.density_.score_samples(self.transform(X))
+
+    def group(
+        self, kind: str, share: float = 0.1, by: str = "kde", neighbours: int = 50
+    ) -> np.ndarray:
+        """Return the indices of the most common ("majority") or the rarest ("minority") profiles.
+
+        Args:
+            kind: which end.
+            share: of all profiles, above 0 and at most 1.
+            by: "kde", or "neighbours": mean distance to so many nearest ones on the map, as in the paper's scripts.
+            neighbours: how many.
+        """
+        if kind not in ("majority", "minority") or by not in ("kde", "neighbours"):
+            raise UspError(
+                f"kind={kind!r}, by={by!r}; choose majority or minority, kde or neighbours"
+            )
+        if not 0 < share <= 1:
+            raise UspError(f"share must lie above 0 and at most at 1, not {share}")
+        common = self.log_density_ if by == "kde" else self._nearness(neighbours)
+        order = np.argsort(common, kind="stable")
+        size = max(1, round(share * len(order)))
+        return order[:size] if kind == "minority" else order[::-1][:size]
+
+    def _nearness(self, neighbours: int) -> np.ndarray:
+        if neighbours >= len(self.coordinates_):
+            raise UspError(
+                f"{len(self.coordinates_)} profiles have no {neighbours} neighbours each; ask for fewer"
+            )
+        distance, _ = cKDTree(self.coordinates_).query(self.coordinates_, k=neighbours + 1)
+        return -distance[:, 1:].mean(axis=1)
+
+    def sample_indices(self, n: int, kind: str = "density", random_state: int | None = None, share: float = 0.1) -> np.ndarray:  # fmt: skip
+        """Draw profiles, as indices into those fitted on, shape (n,).
+
+        Args:
+            n: how many.
+            kind: "density": the profiles nearest to points of the estimate, with repeats; "majority", "minority":
+                of the ``share`` most common or rarest, without repeats; "uniform": evenly over the map's area
+                (by one over the density, with repeats).
+            random_state: of the draw; the sampler's own when None.
+            share: the size of a group.
+
+        Raises:
+            UspError: an unknown kind, n below 1 or above the group.
+        """
+        if kind not in KINDS:
+            raise UspError(f"kind={kind!r}; choose one of {', '.join(KINDS)}")
+        if n < 1:
+            raise UspError(f"n must be at least 1, not {n}")
+        rng = np.random.default_rng(self.random_state if random_state is None else random_state)
+        if kind == "density":
+            return cKDTree(self.coordinates_).query(self.density_.sample(n, rng))[1]
+        if kind == "uniform":
+            weight = np.exp(self.log_density_.min() - self.log_density_)
+            return rng.choice(len(weight), n, p=weight / weight.sum())
+        among = self.group(kind, share)
+        if n > len(among):
+            raise UspError(f"n={n}, but the {kind} at share={share} has {len(among)} profiles; ask for fewer or raise share")  # fmt: skip
+        return rng.choice(among, n, replace=False)
+
+    def sample(self, n: int, kind: str = "density", random_state: int | None = None, share: float = 0.1) -> list[str]:  # fmt: skip
+        """Draw profile texts; see `sample_indices`, which is what there is where embeddings were given."""
+        if self.texts_ is None:
+            raise UspError("fitted on embeddings, which are no texts; use sample_indices")
+        return [self.texts_[i] for i in self.sample_indices(n, kind, random_state, share)]
+
+    # --- keeping --------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """Write all that is needed to answer elsewhere; UMAP's own state is a pickle and kept apart."""
+        folder = Path(folder)
+        if folder.exists():
+            raise UspError(f"{folder} exists; name a new folder")
+        part = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        arrays = {
+            "coordinates": self.coordinates_,
+            "mean": self._scaler.mean_,
+            "scale": self._scaler.scale_,
+        }
+        if self.reducer == "pca":
+            arrays |= {"components": self._map.components_, "pca_mean": self._map.mean_}
+        np.savez(part / _ARRAYS, **arrays)
+        (part / _TEXTS).write_text(json.dumps(self.texts_), encoding="utf-8")
+        if self.reducer == "umap":
+            import joblib
+
+            joblib.dump(self._map, part / _REDUCER)
+        state = {
+            "parameters": self.get_params(),
+            "fingerprint": self.fingerprint_,
+            "versions": {name: version(name) for name in _LIBRARIES},
+            "sha256": {p.name: _digest(p) for p in sorted(part.iterdir())},
+        }
+        (part / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+        part.rename(folder)
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, trusted: bool = False, encoder: str | None = None
+    ) -> "ProfileSampler":
+        """Read a saved sampler; the same answers as where it was saved.
+
+        Args:
+            folder: of `save`.
+            trusted: unpickle UMAP's state too, which runs code of whoever made the folder. Without it all works
+                but `transform` of a UMAP.
+            encoder: what the caller embeds with, checked against what was fitted with.
+
+        Raises:
+            UspError: no sampler there, a damaged file, another encoder.
+        """
+        folder = Path(folder)
+        try:
+            state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+            for name, digest in state["sha256"].items():
+                if _digest(folder / name) != digest:
+                    raise ValueError(f"{name} is not what was saved")
+            self = cls(**state["parameters"])
+            with np.load(folder / _ARRAYS, allow_pickle=False) as arrays:
+                kept = dict(arrays)
+            self.texts_ = json.loads((folder / _TEXTS).read_text(encoding="utf-8"))
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise UspError(
+                f"{folder} holds no sampler that can be read ({e}); save it again"
+            ) from e
+        if encoder is not None and encoder != self.encoder:
+            raise UspError(
+                f"{folder} was fitted with encoder {self.encoder!r}, not {encoder!r}; use the former"
+            )
+        self.fingerprint_, self.coordinates_ = state["fingerprint"], kept["coordinates"]
+        self._scaler = StandardScaler()
+        self._scaler.mean_, self._scaler.scale_ = kept["mean"], kept["scale"]
+        self._scaler.var_, self._scaler.n_features_in_ = kept["scale"] ** 2, len(kept["mean"])
+        self._map = None
+        if self.reducer == "pca":
+            self._map = PCA(self.n_components)
+            self._map.components_, self._map.mean_ = kept["components"], kept["pca_mean"]
+            self._map.whiten = False
+        elif self.reducer == "umap" and trusted:
+            import joblib
+
+            self._map = joblib.load(folder / _REDUCER)
+        return self._estimate()
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
