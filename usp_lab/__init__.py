@@ -18,6 +18,7 @@ _PUBLIC = {
     "build_profiles": "build_profiles",
     "with_profiles": "build_profiles",
     "write_dataset": "data",
+    "ProfileSampler": "sampling",
     "UserSimulator": "simulate",
     "simulate": "simulate",
     "train_sft": "sft",

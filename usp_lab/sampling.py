@@ -11,10 +11,7 @@ sampler is an artifact: coordinates are saved and answers come from them. PCA is
 """
 
 import hashlib
-import json
-import shutil
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +20,7 @@ from sklearn.base import BaseEstimator
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
+from usp_lab import sampler_store
 from usp_lab.density import BinnedKDE
 from usp_lab.errors import UspError
 from usp_lab.profiles import split_profile
@@ -30,8 +28,6 @@ from usp_lab.profiles import split_profile
 KINDS = ("density", "majority", "minority", "uniform")
 PARTS = ("both", "objective", "subjective")
 REDUCERS = ("umap", "pca", "densmap")
-_STATE, _ARRAYS, _TEXTS, _REDUCER = "sampler.json", "arrays.npz", "profiles.json", "reducer.joblib"
-_LIBRARIES = ("numpy", "scipy", "scikit-learn", "umap-learn", "KDEpy")
 
 
 class ProfileSampler(BaseEstimator):
@@ -41,6 +37,7 @@ class ProfileSampler(BaseEstimator):
         coordinates_: place of each profile on the map, shape (n, n_components).
         log_density_: of each, nats per unit of the map's volume, shape (n,).
         density_: `BinnedKDE` on the map.
+        scaler_, map_: what leads there; map_ is None where a pickle was not trusted.
         texts_: the profiles; None where embeddings were given.
         fingerprint_: 16 hex digits over what was fitted on.
     """
@@ -103,10 +100,10 @@ class ProfileSampler(BaseEstimator):
                 f"{alike} of {n} profiles are duplicates; leave them out, they would pass for common users"
             )
         self.fingerprint_ = hashlib.sha256(np.ascontiguousarray(vectors).tobytes()).hexdigest()[:16]
-        self._scaler = StandardScaler().fit(vectors)
-        self._map = self._reducer(n)
+        self.scaler_ = StandardScaler().fit(vectors)
+        self.map_ = self._reducer(n)
         self.coordinates_ = np.asarray(
-            self._map.fit_transform(self._scaler.transform(vectors)), float
+            self.map_.fit_transform(self.scaler_.transform(vectors)), float
         )
         return self._estimate()
 
@@ -158,14 +155,14 @@ class ProfileSampler(BaseEstimator):
             raise UspError(
                 "densMAP can place no new profiles; fit it on all of them, or choose umap or pca"
             )
-        if self._map is None:
+        if self.map_ is None:
             raise UspError("this UMAP was loaded without its pickle; ProfileSampler.load(folder, trusted=True) if you made it")  # fmt: skip
         vectors = self._vectors(X)
-        if vectors.shape[1] != self._scaler.n_features_in_:
+        if vectors.shape[1] != self.scaler_.n_features_in_:
             raise UspError(
-                f"embeddings of {vectors.shape[1]} dimensions, but fitted was on {self._scaler.n_features_in_}; use the encoder and part it was fitted with"
+                f"embeddings of {vectors.shape[1]} dimensions, but fitted was on {self.scaler_.n_features_in_}; use the encoder and part it was fitted with"
             )
-        return np.asarray(self._map.transform(self._scaler.transform(vectors)), float)
+        return np.asarray(self.map_.transform(self.scaler_.transform(vectors)), float)
 
     def log_density(self, X: Sequence[str] | np.ndarray | None = None) -> np.ndarray:
         """Return log densities in nats, of the profiles fitted on or of others, shape (n,)."""
@@ -239,34 +236,8 @@ class ProfileSampler(BaseEstimator):
     # --- keeping --------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> None:
-        """Write all that is needed to answer elsewhere; UMAP's own state is a pickle and kept apart."""
-        folder = Path(folder)
-        if folder.exists():
-            raise UspError(f"{folder} exists; name a new folder")
-        part = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        arrays = {
-            "coordinates": self.coordinates_,
-            "mean": self._scaler.mean_,
-            "scale": self._scaler.scale_,
-        }
-        if self.reducer == "pca":
-            arrays |= {"components": self._map.components_, "pca_mean": self._map.mean_}
-        np.savez(part / _ARRAYS, **arrays)
-        (part / _TEXTS).write_text(json.dumps(self.texts_), encoding="utf-8")
-        if self.reducer == "umap":
-            import joblib
-
-            joblib.dump(self._map, part / _REDUCER)
-        state = {
-            "parameters": self.get_params(),
-            "fingerprint": self.fingerprint_,
-            "versions": {name: version(name) for name in _LIBRARIES},
-            "sha256": {p.name: _digest(p) for p in sorted(part.iterdir())},
-        }
-        (part / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-        part.rename(folder)
+        """Write all that is needed to answer elsewhere into a new folder; see `sampler_store`."""
+        sampler_store.save(self, Path(folder))
 
     @classmethod
     def load(
@@ -283,39 +254,7 @@ class ProfileSampler(BaseEstimator):
         Raises:
             UspError: no sampler there, a damaged file, another encoder.
         """
-        folder = Path(folder)
-        try:
-            state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-            for name, digest in state["sha256"].items():
-                if _digest(folder / name) != digest:
-                    raise ValueError(f"{name} is not what was saved")
-            self = cls(**state["parameters"])
-            with np.load(folder / _ARRAYS, allow_pickle=False) as arrays:
-                kept = dict(arrays)
-            self.texts_ = json.loads((folder / _TEXTS).read_text(encoding="utf-8"))
-        except (OSError, ValueError, KeyError, TypeError) as e:
-            raise UspError(
-                f"{folder} holds no sampler that can be read ({e}); save it again"
-            ) from e
-        if encoder is not None and encoder != self.encoder:
-            raise UspError(
-                f"{folder} was fitted with encoder {self.encoder!r}, not {encoder!r}; use the former"
-            )
-        self.fingerprint_, self.coordinates_ = state["fingerprint"], kept["coordinates"]
-        self._scaler = StandardScaler()
-        self._scaler.mean_, self._scaler.scale_ = kept["mean"], kept["scale"]
-        self._scaler.var_, self._scaler.n_features_in_ = kept["scale"] ** 2, len(kept["mean"])
-        self._map = None
-        if self.reducer == "pca":
-            self._map = PCA(self.n_components)
-            self._map.components_, self._map.mean_ = kept["components"], kept["pca_mean"]
-            self._map.whiten = False
-        elif self.reducer == "umap" and trusted:
-            import joblib
-
-            self._map = joblib.load(folder / _REDUCER)
+        parameters, fitted = sampler_store.load(Path(folder), trusted, encoder)
+        self = cls(**parameters)
+        vars(self).update(fitted)
         return self._estimate()
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,94 @@
+"""A fitted `ProfileSampler` in a folder: coordinates, map, parameters, versions, and what it was fitted on.
+
+UMAP's own state is a pickle, which runs code when it is read; it lies apart and is read on trust alone. All
+else is JSON and arrays, checked against the digests that were written with them.
+"""
+
+import hashlib
+import json
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
+
+from usp_lab.errors import UspError
+
+_STATE, _ARRAYS, _TEXTS, _MAP = "sampler.json", "arrays.npz", "profiles.json", "umap.joblib"
+_LIBRARIES = ("numpy", "scipy", "scikit-learn", "umap-learn", "KDEpy")
+
+
+def save(sampler, folder: Path) -> None:
+    """Write a fitted sampler; the folder appears when it is whole.
+
+    Raises:
+        UspError: the folder exists.
+    """
+    if folder.exists():
+        raise UspError(f"{folder} exists; name a new folder")
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    scaler = sampler.scaler_
+    arrays = {"coordinates": sampler.coordinates_, "mean": scaler.mean_, "scale": scaler.scale_}
+    if sampler.reducer == "pca":
+        arrays |= {"components": sampler.map_.components_, "pca_mean": sampler.map_.mean_}
+    np.savez(part / _ARRAYS, **arrays)
+    (part / _TEXTS).write_text(json.dumps(sampler.texts_), encoding="utf-8")
+    if sampler.reducer == "umap" and sampler.map_ is not None:
+        import joblib
+
+        joblib.dump(sampler.map_, part / _MAP)
+    state = {
+        "parameters": sampler.get_params(),
+        "fingerprint": sampler.fingerprint_,
+        "versions": {name: version(name) for name in _LIBRARIES},
+        "sha256": {p.name: _digest(p) for p in sorted(part.iterdir())},
+    }
+    (part / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+    part.rename(folder)
+
+
+def load(folder: Path, trusted: bool = False, encoder: str | None = None) -> tuple[dict, dict]:
+    """Return a saved sampler's parameters and its fitted attributes.
+
+    Raises:
+        UspError: no sampler there, a damaged file, another encoder than ``encoder``.
+    """
+    try:
+        state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        for name, digest in state["sha256"].items():
+            if _digest(folder / name) != digest:
+                raise ValueError(f"{name} is not what was saved")
+        with np.load(folder / _ARRAYS, allow_pickle=False) as arrays:
+            kept = dict(arrays)
+        texts = json.loads((folder / _TEXTS).read_text(encoding="utf-8"))
+        parameters, fingerprint = state["parameters"], state["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UspError(f"{folder} holds no sampler that can be read ({e}); save it again") from e
+    fitted_with = parameters["encoder"]
+    if encoder is not None and encoder != fitted_with:
+        raise UspError(f"{folder} was fitted with encoder {fitted_with!r}, not {encoder!r}; use the former")  # fmt: skip
+    scaler, place = StandardScaler(), None
+    scaler.mean_, scaler.scale_ = kept["mean"], kept["scale"]
+    scaler.var_, scaler.n_features_in_ = kept["scale"] ** 2, len(kept["mean"])
+    if parameters["reducer"] == "pca":
+        place = PCA(parameters["n_components"])
+        place.components_, place.mean_ = kept["components"], kept["pca_mean"]
+    elif trusted and (folder / _MAP).exists():
+        import joblib
+
+        place = joblib.load(folder / _MAP)
+    return parameters, {
+        "scaler_": scaler,
+        "map_": place,
+        "coordinates_": kept["coordinates"],
+        "texts_": texts,
+        "fingerprint_": fingerprint,
+    }
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
