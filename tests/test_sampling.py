@@ -124,8 +124,16 @@ def test_profiles_in_words():
     objective = ProfileSampler(part="subjective", reducer="pca").fit
     with pytest.raises(UspError, match="38 of 40 profiles are duplicates"):
         objective(texts)
+    bare = "You work as a nurse in Oslo.\n\n"
     with pytest.raises(UspError, match="1 of 41 profiles have no subjective half"):
-        objective([*texts, "You are a nurse."])
+        objective([*texts, bare])
+    place = sampler.transform(
+        [bare, texts[0], texts[1]]
+    )  # it lies between those that differ in the other half
+    assert np.isfinite(place).all()
+    apart = np.linalg.norm(place[1:] - place[0], axis=1)
+    assert (apart < np.linalg.norm(place[1] - place[2])).all()
+    assert len(ProfileSampler(reducer="pca").fit([*texts, bare]).coordinates_) == 41
 
 
 def test_bad_input_is_named(fitted):

@@ -56,7 +56,8 @@ class ProfileSampler(BaseEstimator):
         """Choose a map and a density.
 
         Args:
-            part: of the profile that is embedded: "objective", "subjective", or "both" joined.
+            part: of the profile that is embedded: "objective", "subjective", or "both" joined, where a profile
+                that lacks one half lies at the others' mean in it.
             encoder: `models.SentenceEncoder`'s name; not used where embeddings are given.
             reducer: "umap" as in the paper; "pca"; "densmap", which fits and can place nobody afterwards.
             n_components: dimensions of the map, 1 to 3.
@@ -120,9 +121,11 @@ class ProfileSampler(BaseEstimator):
         self.log_density_ = self.density_.score_samples(self.coordinates_)
         return self
 
-    def _vectors(self, X: Sequence[str] | np.ndarray) -> np.ndarray:
+    def _vectors(self, X: Sequence[str] | np.ndarray, mean: np.ndarray | None = None) -> np.ndarray:
         if not isinstance(X, np.ndarray):
             X = self._embedded(list(X))
+            mean = np.nanmean(X, axis=0) if mean is None else mean
+            X = np.where(np.isnan(X), mean, X)  # a half that is not there says nothing
         if X.ndim != 2 or not len(X):
             raise UspError(f"embeddings must have shape (n, D), not {X.shape}")
         bad = ~np.isfinite(X).all(axis=1)
@@ -133,13 +136,17 @@ class ProfileSampler(BaseEstimator):
         return X.astype(np.float32)
 
     def _embedded(self, texts: list[str]) -> np.ndarray:
+        """Return embeddings, shape (n, D); NaN for a half that a profile lacks."""
         from usp_lab.models import sentence_encoder
 
-        wanted = ("objective", "subjective") if self.part == "both" else (self.part,)
+        wanted = PARTS[1:] if self.part == "both" else (self.part,)
         halves = [dict(zip(PARTS[1:], split_profile(t), strict=True)) for t in texts]
         for half in wanted:
-            if missing := sum(not h[half].strip() for h in halves):
-                raise UspError(f"{missing} of {len(texts)} profiles have no {half} half; leave them out or choose another part")  # fmt: skip
+            missing = sum(not h[half].strip() for h in halves)
+            if missing > (len(texts) // 2 if self.part == "both" else 0):
+                raise UspError(
+                    f"{missing} of {len(texts)} profiles have no {half} half; leave them out or choose another part"
+                )
         encoder = sentence_encoder(self.encoder)
         return np.hstack([encoder.encode([h[half] for h in halves]) for half in wanted])
 
@@ -157,7 +164,7 @@ class ProfileSampler(BaseEstimator):
             )
         if self.map_ is None:
             raise UspError("this UMAP was loaded without its pickle; ProfileSampler.load(folder, trusted=True) if you made it")  # fmt: skip
-        vectors = self._vectors(X)
+        vectors = self._vectors(X, self.scaler_.mean_)
         if vectors.shape[1] != self.scaler_.n_features_in_:
             raise UspError(
                 f"embeddings of {vectors.shape[1]} dimensions, but fitted was on {self.scaler_.n_features_in_}; use the encoder and part it was fitted with"
