@@ -391,3 +391,10 @@ def test_generator_names_what_does_not_fit(generator):
     assert generator.extract([long])[0].cut == 1
     assert "not even its first turn fits" in generator.extract([dialogue("word " * 400)])[0].error
     generator.truncate = False
+
+
+def test_a_verb_that_opened_a_question_is_small_inside_the_goal():
+    (goal,) = goals(["Should I just choose some things off the list?"])
+    assert goal.value.startswith("whether you should just choose")
+    (goal,) = goals(["Is there a train to Oslo?"])
+    assert goal.value == "whether there is a train to Oslo"

@@ -115,6 +115,8 @@ def _request(turn: str, only: bool) -> tuple[str, str, float] | None:
             if found := form.search(plain):
                 goal = second_person(_trimmed(found.expand(to)))
                 goal = re.sub(rf"^(?:{_WH})\b", lambda m: m[0].lower(), goal, flags=re.IGNORECASE)
+                # The verb that opened the sentence stands inside it now.
+                goal = re.sub(r"^whether \w+ [A-Z](?=[a-z])", lambda m: m[0].lower(), goal)
                 if len(goal.split()) > 1 and content(goal):
                     return goal, sentence, 0.7
         if named := _keywords(plain):
