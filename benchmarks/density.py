@@ -3,8 +3,8 @@
     python benchmarks/density.py [--n 100000] [--queries 4000]
 
 Points are clumps of unlike size and spread with a thin background, as UMAP gives. SciPy's time is measured
-on a part of the queries and scaled to all n (it is linear in them); the error is the largest where the density
-is above 1 % of its maximum. `slope` is that of log time over log n, from 100,000 to 1,000,000 points.
+on a part of the queries and scaled to all n (it is linear in them); the error is the largest over the same part,
+where the density is above 1 % of its maximum. `slope` is that of log time over log n, from 100,000 to 1,000,000 points.
 """
 
 import argparse

@@ -77,6 +77,7 @@ def test_draws_have_the_shape_of_the_estimate_and_follow_their_seed():
         (np.random.rand(3, 2), "scott", "3 points in 2 dimensions have no density"),
         (np.random.rand(50, 2), 0, "bandwidth=0; choose"),
         (np.random.rand(50, 2), -0.2, "number above 0"),
+        (np.vstack([np.random.rand(50, 3), [[1e5] * 3]]), 1e-4, "more than a grid can hold"),
         (np.random.rand(50, 2), "wide", "bandwidth='wide'; choose"),
     ],
 )

@@ -9,6 +9,7 @@ from scipy.stats import multivariate_normal, spearmanr
 from sklearn.base import clone
 
 from usp_lab.errors import UspError
+from usp_lab.profiles import Profile
 from usp_lab.sampling import KINDS, ProfileSampler
 
 RNG = np.random.default_rng(0)
@@ -120,6 +121,8 @@ def test_profiles_in_words():
         for j in jobs for p in places for how in ("lower case", "long polite sentences")
     ]  # fmt: skip
     sampler = ProfileSampler(reducer="pca").fit(texts)
+    again = ProfileSampler(reducer="pca").fit([Profile.from_text(t) for t in texts])
+    assert np.array_equal(again.coordinates_, sampler.coordinates_)
     assert len(sampler.coordinates_) == 40 and set(sampler.sample(20)) <= set(texts)
     objective = ProfileSampler(part="subjective", reducer="pca").fit
     with pytest.raises(UspError, match="38 of 40 profiles are duplicates"):

@@ -52,7 +52,8 @@ class BinnedKDE(BaseEstimator):
         """Estimate from points, shape (n, d).
 
         Raises:
-            UspError: d above 3, fewer than d + 2 points, NaN, points on a line or plane, a bandwidth that is not above 0.
+            UspError: d above 3, fewer than d + 2 points, NaN, points on a line or plane, a bandwidth that is not above 0 or too narrow for a
+                grid over all points.
         """
         points = self._checked(X)
         n, d = points.shape
@@ -131,7 +132,12 @@ class BinnedKDE(BaseEstimator):
         self._low = low - margin
         counts = np.ceil((high - low + 2 * margin) / self._step).astype(int) + 1
         axes = [a + self._step * np.arange(c) for a, c in zip(self._low, counts, strict=True)]
-        kernel = math.sqrt(max(self.factor_**2 - self._step**2 / 6, self.factor_**2 / 4))
+        if self._step > 2 * self.factor_:
+            raise UspError(
+                f"the points reach over {longest / self.factor_:.0f} bandwidths, more than a grid can hold; "
+                "leave far outliers out, or choose a wider bandwidth"
+            )
+        kernel = math.sqrt(self.factor_**2 - self._step**2 / 6)
         grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, d)
         density = FFTKDE(kernel="gaussian", bw=kernel, norm=2).fit(self._white).evaluate(grid)
         density = np.maximum(density.reshape(counts), 0)

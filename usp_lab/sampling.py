@@ -75,7 +75,7 @@ class ProfileSampler(BaseEstimator):
         """Learn map and density.
 
         Args:
-            X: profile texts, or their embeddings, shape (n, D).
+            X: profiles, as texts or `Profile`, or their embeddings, shape (n, D).
 
         Raises:
             UspError: unknown part, reducer or bandwidth; fewer profiles than neighbours asked for; NaN or constant
@@ -84,7 +84,7 @@ class ProfileSampler(BaseEstimator):
         for name, known in (("part", PARTS), ("reducer", REDUCERS)):
             if getattr(self, name) not in known:
                 raise UspError(f"{name}={getattr(self, name)!r}; choose one of {', '.join(known)}")
-        self.texts_ = None if isinstance(X, np.ndarray) else list(X)
+        self.texts_ = None if isinstance(X, np.ndarray) else _texts(X)
         vectors = self._vectors(X)
         n = len(vectors)
         if self.neighbors is not None and self.reducer != "pca" and n <= self.neighbors:
@@ -106,7 +106,9 @@ class ProfileSampler(BaseEstimator):
         self.coordinates_ = np.asarray(
             self.map_.fit_transform(self.scaler_.transform(vectors)), float
         )
-        return self._estimate()
+        self.density_ = BinnedKDE(self.bandwidth, seed=self.random_state).fit(self.coordinates_)
+        self.log_density_ = self.density_.score_samples(self.coordinates_)
+        return self
 
     def _reducer(self, n: int):
         if self.reducer == "pca":
@@ -116,14 +118,9 @@ class ProfileSampler(BaseEstimator):
         near = self.neighbors or min(15, n - 1)
         return UMAP(near, self.n_components, min_dist=self.min_dist, densmap=self.reducer == "densmap", random_state=self.random_state, n_jobs=1)  # fmt: skip
 
-    def _estimate(self) -> "ProfileSampler":
-        self.density_ = BinnedKDE(self.bandwidth, seed=self.random_state).fit(self.coordinates_)
-        self.log_density_ = self.density_.score_samples(self.coordinates_)
-        return self
-
     def _vectors(self, X: Sequence[str] | np.ndarray, mean: np.ndarray | None = None) -> np.ndarray:
         if not isinstance(X, np.ndarray):
-            X = self._embedded(list(X))
+            X = self._embedded(_texts(X))
             mean = np.nanmean(X, axis=0) if mean is None else mean
             X = np.where(np.isnan(X), mean, X)  # a half that is not there says nothing
         if X.ndim != 2 or not len(X):
@@ -264,4 +261,8 @@ class ProfileSampler(BaseEstimator):
         parameters, fitted = sampler_store.load(Path(folder), trusted, encoder)
         self = cls(**parameters)
         vars(self).update(fitted)
-        return self._estimate()
+        return self
+
+
+def _texts(profiles: Sequence) -> list[str]:
+    return [p if isinstance(p, str) else p.to_text() for p in profiles]
