@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from usp_lab.errors import UspError
 from usp_lab.files import atomic
 from usp_lab.profiles import Profile
-from usp_lab.store import lock, sync_folder
+from usp_lab.store import open_alone
 
 SUFFIX = ".jsonl"
 
@@ -70,7 +70,6 @@ class ProfileStore:
         """Take the file; take off what a crash cut short, and failures that are to be tried again."""
         if self.path is None:
             return self
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._open()
         if self.path.stat().st_size:  # it may have grown before the lock was ours
             self._read()
@@ -101,14 +100,7 @@ class ProfileStore:
 
     def _open(self) -> None:
         self.__exit__()
-        self._file = self.path.open("ab")
-        same = os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
-        if not lock(self._file) or not same:
-            self.__exit__()
-            raise UspError(
-                f"another run is writing to {self.path}; wait until it ends, or name another place"
-            )
-        sync_folder(self.path.parent)
+        self._file = open_alone(self.path, "place")
 
     def _read(self) -> None:
         raw = self.path.read_bytes()

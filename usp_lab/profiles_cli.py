@@ -6,7 +6,7 @@ from pathlib import Path
 
 from usp_lab.errors import UspError
 from usp_lab.files import HUB
-from usp_lab.simulate_cli import usage_text
+from usp_lab.simulate_cli import ENDPOINT, add_endpoint_options, usage_text
 
 EXAMPLES = """examples:
   usp-lab profiles chats.jsonl.gz --out profiled                    rules and a template: offline
@@ -14,8 +14,7 @@ EXAMPLES = """examples:
       --endpoint http://localhost:8000/v1 --model some-chat-model --price 2.5 10
   usp-lab profiles chats.jsonl.gz --out profiled --extractor distilled --generator wangkevin02/Profile_Generator
 the same command goes on where it was cut off, and tries again what failed; keys are read from the environment"""
-_ENDPOINT = ("concurrency", "timeout", "dialogue_timeout", "retries")
-_OF_ENDPOINT = ("endpoint", "model", "key_variable", "price", *_ENDPOINT)
+_OF_ENDPOINT = ("endpoint", "model", "key_variable", "price", *ENDPOINT)
 
 
 def add_parser(commands) -> None:
@@ -49,9 +48,7 @@ def add_parser(commands) -> None:
     add("--model", metavar="NAME", help="what it serves")
     add("--key-variable", metavar="NAME", help="environment variable with its key (default OPENAI_API_KEY)")  # fmt: skip
     add("--price", nargs=2, type=float, metavar=("IN", "OUT"), help="dollars a million tokens")
-    for name in _ENDPOINT:
-        kind = int if name in ("concurrency", "retries") else float
-        add(f"--{name.replace('_', '-')}", type=kind)
+    add_endpoint_options(group)
     parser.set_defaults(command=profiles_command)
 
 

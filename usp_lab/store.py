@@ -106,20 +106,8 @@ class Store:
         return key[0] in self._replicates and key[1] in self._targets
 
     def _open(self, begun: bool) -> None:
-        """Open the file to write at its end, under a lock that ends with this process."""
         self.__exit__()
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.out.open("ab")
-        taken = not lock(self._file) or not os.path.samestat(
-            os.fstat(self._file.fileno()), self.out.stat()
-        )
-        if taken or (not begun and self._file.tell() > 0):
-            self.__exit__()
-            raise UspError(
-                f"another run is writing to {self.out}; wait until it ends, or name another file"
-            )
-        if not begun:
-            sync_folder(self.out.parent)
+        self._file = open_alone(self.out, "file", new=not begun)
 
     def _read(self) -> None:
         raw = self.out.read_bytes()
@@ -220,7 +208,30 @@ def _schema(pa):
     return pa.schema(list(columns.items()))
 
 
-def lock(file) -> bool:
+def open_alone(path: Path, other: str, new: bool = False):
+    """Open a file to write at its end, under a lock that ends with this process.
+
+    Args:
+        path: made, with its folder, where it is absent.
+        other: what may be named in its place, for the error.
+        new: nobody may have written to it.
+
+    Raises:
+        UspError: another run writes to it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("ab")  # once the lock is ours it must still be the file of that name
+    alone = _lock(file) and os.path.samestat(os.fstat(file.fileno()), path.stat())
+    if not alone or (new and file.tell() > 0):
+        file.close()
+        raise UspError(
+            f"another run is writing to {path}; wait until it ends, or name another {other}"
+        )
+    _sync_folder(path.parent)
+    return file
+
+
+def _lock(file) -> bool:
     """Take a file for this process; False where another one has it."""
     if fcntl is None:
         return True
@@ -233,7 +244,7 @@ def lock(file) -> bool:
     return True
 
 
-def sync_folder(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     """Put a new file's name on the disk, too."""
     if os.name != "posix":
         return
