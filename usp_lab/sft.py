@@ -25,7 +25,7 @@ from usp_lab.chat import END_TOKEN, SPECIAL_TOKENS, chat_template
 from usp_lab.data import Dialogue, load_dialogues
 from usp_lab.errors import UspError
 from usp_lab.model_card import model_card
-from usp_lab.sft_data import encode, to_messages, withhold_profiles
+from usp_lab.sft_data import drawn, encode, to_messages, withhold_profiles
 from usp_lab.sft_settings import SftResult, SftSettings
 
 FINAL = "training.json"
@@ -95,6 +95,8 @@ def _train(train, validation, out: Path, s: SftSettings, key: str, fingerprint: 
         trainer_class,
     )
 
+    steps = s.max_steps or max(1, round(s.epochs * len(train) / s.batch))
+    train = drawn(train, steps * s.batch, s.seed)
     tokenizer, model, new_tokens = _start(train, s)
     counts: Counter[str] = Counter()
     rows = encode(withhold_profiles(train, s), tokenizer, s, counts, "train")
@@ -102,7 +104,7 @@ def _train(train, validation, out: Path, s: SftSettings, key: str, fingerprint: 
         end = tokenizer.get_vocab()[END_TOKEN]
         fit_row(model, rows.select(range(min(len(rows), _ROWS))), end)
     folder, stop = out / "checkpoints", EarlyStop(s.patience)
-    args = arguments(s, folder, steps=s.max_steps or max(1, round(s.epochs * len(rows) / s.batch)))
+    args = arguments(s, folder, steps)
     with args.main_process_first(local=False):
         if args.process_index == 0:
             prepare_folder(folder, key)

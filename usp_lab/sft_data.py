@@ -34,6 +34,16 @@ def to_messages(dialogue: Dialogue, s: "SftSettings") -> list[Message]:
     return messages
 
 
+def drawn(dialogues: Sequence[Dialogue], n: int, seed: int) -> Sequence[Dialogue]:
+    """Return the ``n`` dialogues that a training of less than one pass meets, or all of them.
+
+    What is never trained on need not be encoded. A longer training draws the same ones first.
+    """
+    if n >= len(dialogues):
+        return dialogues
+    return [dialogues[i] for i in np.random.default_rng(seed).permutation(len(dialogues))[:n]]
+
+
 def withhold_profiles(dialogues: Sequence[Dialogue], s: "SftSettings") -> Sequence[Dialogue]:
     """Take the profile from a share ``profile_dropout`` of dialogues, the same in every process."""
     if not (s.profile_dropout and s.reads_profile):
