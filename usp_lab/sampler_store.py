@@ -13,11 +13,13 @@ import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
+from usp_lab.attributes import LatentClasses
 from usp_lab.density import BinnedKDE
 from usp_lab.errors import UspError
 from usp_lab.files import sha256_of
 
 _STATE, _ARRAYS, _TEXTS, _MAP = "sampler.json", "arrays.npz", "profiles.json", "umap.joblib"
+_CLASS = "class "  # before the attribute's name, of a table of class shares
 _LIBRARIES = ("numpy", "scipy", "scikit-learn", "umap-learn", "KDEpy")
 
 
@@ -37,6 +39,10 @@ def save(sampler, folder: Path) -> None:
     arrays |= {"log_density": sampler.log_density_, "factor": np.array(sampler.density_.factor_)}
     if sampler.reducer == "pca":
         arrays |= {"components": sampler.map_.components_, "pca_mean": sampler.map_.mean_}
+    classes = sampler.classes_
+    if classes is not None:
+        arrays |= {"class_weights": classes.weights_}
+        arrays |= {_CLASS + a: table for a, table in classes.tables_.items()}
     np.savez(part / _ARRAYS, **arrays)
     (part / _TEXTS).write_text(json.dumps(sampler.texts_), encoding="utf-8")
     if sampler.reducer == "umap" and sampler.map_ is not None:
@@ -46,6 +52,7 @@ def save(sampler, folder: Path) -> None:
     state = {
         "parameters": sampler.get_params(),
         "fingerprint": sampler.fingerprint_,
+        "classes": classes and {"values": classes.values_, "likelihood": classes.likelihood_},
         "encoder_revision": _revision(sampler.encoder),
         "versions": {name: version(name) for name in _LIBRARIES},
         "sha256": {p.name: sha256_of(p) for p in sorted(part.iterdir())},
@@ -75,6 +82,14 @@ def load(folder: Path, trusted: bool = False, encoder: str | None = None) -> tup
         scaler.var_, scaler.n_features_in_ = kept["scale"] ** 2, len(kept["mean"])
         fitted = {"coordinates_": kept["coordinates"], "log_density_": kept["log_density"]}
         density = BinnedKDE(float(kept["factor"])).fit(fitted["coordinates_"])
+        classes = None
+        if state["classes"]:
+            classes = LatentClasses(random_state=parameters["random_state"])
+            classes.values_ = state["classes"]["values"]
+            classes.likelihood_ = {int(k): v for k, v in state["classes"]["likelihood"].items()}
+            classes.weights_ = kept["class_weights"]
+            classes.n_classes_ = classes.weights_.shape[1]
+            classes.tables_ = {a: kept[_CLASS + a] for a in classes.values_}
         place = None
         if parameters["reducer"] == "pca":
             place = PCA(parameters["n_components"])
@@ -94,7 +109,7 @@ def load(folder: Path, trusted: bool = False, encoder: str | None = None) -> tup
             f"{folder} was fitted with revision {state['encoder_revision']} of {fitted_with}, here is "
             f"{_revision(fitted_with)}; install the former, or fit again"
         )
-    named = {"scaler_": scaler, "map_": place, "density_": density}
+    named = {"scaler_": scaler, "map_": place, "density_": density, "classes_": classes}
     return parameters, fitted | named | {"texts_": texts, "fingerprint_": fingerprint}
 
 

@@ -6,7 +6,9 @@
 
 Profiles are embedded (objective half, subjective half, or both joined), standardised and reduced to a map of
 two or three dimensions, whose Gaussian kernel density says how common each is (arXiv 2502.18968, diverse
-profile sampler; its code was not released). UMAP's map differs between machines even when seeded, so a fitted
+profile sampler; its code was not released). The density may also be that of the attributes which the profiles
+state (`attributes.LatentClasses`): on the known-truth population that one knows who is rare, and the map's does
+not (`05_profile_sampler`). UMAP's map differs between machines even when seeded, so a fitted
 sampler is an artifact: coordinates are saved and answers come from them. PCA is the reproducible alternative.
 """
 
@@ -21,13 +23,16 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
 from usp_lab import sampler_store
+from usp_lab.attributes import LatentClasses, attributes
 from usp_lab.density import BinnedKDE
 from usp_lab.errors import UspError
 from usp_lab.profiles import split_profile
 
-KINDS = ("density", "majority", "minority", "uniform")
+KINDS = ("density", "majority", "minority", "uniform", "virtual")
 PARTS = ("both", "objective", "subjective")
 REDUCERS = ("umap", "pca", "densmap")
+DENSITIES = ("kde", "classes")
+_SHARD = 65_536  # profiles placed on the map at once
 
 
 class ProfileSampler(BaseEstimator):
@@ -35,8 +40,9 @@ class ProfileSampler(BaseEstimator):
 
     Attributes after `fit`:
         coordinates_: place of each profile on the map, shape (n, n_components).
-        log_density_: of each, nats per unit of the map's volume, shape (n,).
+        log_density_: of each, shape (n,): nats per unit of the map's volume, or log p(what it states) in nats.
         density_: `BinnedKDE` on the map.
+        classes_: `LatentClasses` with density="classes", else None.
         scaler_, map_: what leads there; map_ is None where a pickle was not trusted.
         texts_: the profiles; None where embeddings were given.
         fingerprint_: 16 hex digits over what was fitted on.
@@ -51,6 +57,8 @@ class ProfileSampler(BaseEstimator):
         neighbors: int | None = None,
         min_dist: float = 0.1,
         bandwidth: str | float = "scott",
+        density: str = "kde",
+        learn_from: int = 100_000,
         random_state: int = 0,
     ) -> None:
         """Choose a map and a density.
@@ -63,11 +71,15 @@ class ProfileSampler(BaseEstimator):
             n_components: dimensions of the map, 1 to 3.
             neighbors, min_dist: of UMAP; neighbors None is 15, or fewer where there are fewer profiles.
             bandwidth: of `BinnedKDE`.
+            density: who is common and who is rare: "kde", by the map, as in the paper; "classes", by the attributes
+                stated, which needs texts.
+            learn_from: the map is learned from so many profiles, drawn at random, and the others are placed on it.
             random_state: of the map, the bandwidth's folds and, where none is given, of draws.
         """
         self.part, self.encoder, self.reducer = part, encoder, reducer
         self.n_components, self.neighbors, self.min_dist = n_components, neighbors, min_dist
-        self.bandwidth, self.random_state = bandwidth, random_state
+        self.bandwidth, self.density = bandwidth, density
+        self.learn_from, self.random_state = learn_from, random_state
 
     # --- fitting --------------------------------------------------------------------------------
 
@@ -78,13 +90,14 @@ class ProfileSampler(BaseEstimator):
             X: profiles, as texts or `Profile`, or their embeddings, shape (n, D).
 
         Raises:
-            UspError: unknown part, reducer or bandwidth; fewer profiles than neighbours asked for; NaN or constant
+            UspError: unknown part, reducer, density or bandwidth; classes of embeddings; fewer profiles than neighbours asked for; NaN or constant
                 embeddings; more than half of them duplicates; a profile without the half that is embedded.
         """
-        for name, known in (("part", PARTS), ("reducer", REDUCERS)):
+        for name, known in (("part", PARTS), ("reducer", REDUCERS), ("density", DENSITIES)):
             if getattr(self, name) not in known:
                 raise UspError(f"{name}={getattr(self, name)!r}; choose one of {', '.join(known)}")
         self.texts_ = None if isinstance(X, np.ndarray) else _texts(X)
+        self._needs_texts()
         vectors = self._vectors(X)
         n = len(vectors)
         if self.neighbors is not None and self.reducer != "pca" and n <= self.neighbors:
@@ -93,22 +106,48 @@ class ProfileSampler(BaseEstimator):
             )
         if n < self.n_components + 2:
             raise UspError(f"{n} profiles make no map; give at least {self.n_components + 2}")
-        alike = n - len(np.unique(vectors, axis=0))
+        if self.learn_from < self.n_components + 2:
+            raise UspError(
+                f"learn_from={self.learn_from}; a map needs at least {self.n_components + 2} profiles"
+            )
+        alike = n - len({hash(v.tobytes()) for v in vectors})
         if not vectors.std(axis=0).any():
             raise UspError(f"all {n} embeddings are the same; there is no density to estimate")
         if 2 * alike > n:
             raise UspError(
                 f"{alike} of {n} profiles are duplicates; leave them out, they would pass for common users"
             )
-        self.fingerprint_ = hashlib.sha256(np.ascontiguousarray(vectors).tobytes()).hexdigest()[:16]
-        self.scaler_ = StandardScaler().fit(vectors)
-        self.map_ = self._reducer(n)
-        self.coordinates_ = np.asarray(
-            self.map_.fit_transform(self.scaler_.transform(vectors)), float
-        )
+        self.fingerprint_ = hashlib.sha256(np.ascontiguousarray(vectors).data).hexdigest()[:16]
+        self.coordinates_ = self._mapped(vectors)
         self.density_ = BinnedKDE(self.bandwidth, seed=self.random_state).fit(self.coordinates_)
-        self.log_density_ = self.density_.score_samples(self.coordinates_)
+        self.classes_ = None
+        if self.density == "classes":
+            rows = [attributes(t) for t in self.texts_]
+            self.classes_ = LatentClasses(random_state=self.random_state).fit(rows)
+            self.log_density_ = self.classes_.score_samples(rows)
+        else:
+            self.log_density_ = self.density_.score_samples(self.coordinates_)
         return self
+
+    def _mapped(self, vectors: np.ndarray) -> np.ndarray:
+        """Learn the map, from a part of many profiles, and return all places on it."""
+        n, part = len(vectors), vectors
+        if n > self.learn_from and self.reducer != "densmap":  # which can place no others
+            rows = np.random.default_rng(self.random_state).choice(
+                n, self.learn_from, replace=False
+            )
+            part = vectors[np.sort(rows)]
+        self.scaler_ = StandardScaler().fit(part)
+        self.map_ = self._reducer(len(part))
+        places = self.map_.fit_transform(self.scaler_.transform(part))
+        if len(part) < n:
+            shards = (vectors[i : i + _SHARD] for i in range(0, n, _SHARD))
+            places = np.vstack([self.map_.transform(self.scaler_.transform(v)) for v in shards])
+        return np.asarray(places, float)
+
+    def _needs_texts(self) -> None:
+        if self.density == "classes" and self.texts_ is None:
+            raise UspError("density='classes' reads attributes, which embeddings have none of; give texts, or choose kde")  # fmt: skip
 
     def _reducer(self, n: int):
         if self.reducer == "pca":
@@ -130,7 +169,7 @@ class ProfileSampler(BaseEstimator):
             raise UspError(
                 f"{bad.sum()} of {len(X)} embeddings are NaN or infinite; leave these profiles out"
             )
-        return X.astype(np.float32)
+        return X.astype(np.float32, copy=False)
 
     def _embedded(self, texts: list[str]) -> np.ndarray:
         """Return embeddings, shape (n, D); NaN for a half that a profile lacks."""
@@ -170,7 +209,13 @@ class ProfileSampler(BaseEstimator):
 
     def log_density(self, X: Sequence[str] | np.ndarray | None = None) -> np.ndarray:
         """Return log densities in nats, of the profiles fitted on or of others, shape (n,)."""
-        return self.log_density_ if X is None else self.density_.score_samples(self.transform(X))
+        if X is None:
+            return self.log_density_
+        if self.classes_ is None:
+            return self.density_.score_samples(self.transform(X))
+        if isinstance(X, np.ndarray):
+            raise UspError("fitted with density='classes', which reads texts; give those")
+        return self.classes_.score_samples([attributes(t) for t in _texts(X)])
 
     def group(
         self, kind: str, share: float = 0.1, by: str = "kde", neighbours: int = 50
@@ -207,7 +252,7 @@ class ProfileSampler(BaseEstimator):
 
         Args:
             n: how many.
-            kind: "density": the profiles nearest to points of the estimate, with repeats; "majority", "minority":
+            kind: "density": the profiles nearest to points of the map's estimate, with repeats; "majority", "minority":
                 of the ``share`` most common or rarest, without repeats; "uniform": evenly over the map's area
                 (by one over the density, with repeats).
             random_state: of the draw; the sampler's own when None.
@@ -218,13 +263,18 @@ class ProfileSampler(BaseEstimator):
         """
         if kind not in KINDS:
             raise UspError(f"kind={kind!r}; choose one of {', '.join(KINDS)}")
+        if kind == "virtual":
+            raise UspError(
+                "virtual profiles are none of those fitted on; use sample, or virtual.draw"
+            )
         if n < 1:
             raise UspError(f"n must be at least 1, not {n}")
         rng = np.random.default_rng(self.random_state if random_state is None else random_state)
         if kind == "density":
             return cKDTree(self.coordinates_).query(self.density_.sample(n, rng))[1]
         if kind == "uniform":
-            weight = np.exp(self.log_density_.min() - self.log_density_)
+            there = self.density_.score_samples(self.coordinates_)
+            weight = np.exp(there.min() - there)
             return rng.choice(len(weight), n, p=weight / weight.sum())
         among = self.group(kind, share)
         if n > len(among):
@@ -232,9 +282,16 @@ class ProfileSampler(BaseEstimator):
         return rng.choice(among, n, replace=False)
 
     def sample(self, n: int, kind: str = "density", random_state: int | None = None, share: float = 0.1) -> list[str]:  # fmt: skip
-        """Draw profile texts; see `sample_indices`, which is what there is where embeddings were given."""
+        """Draw profile texts; see `sample_indices`, which is what there is where embeddings were given.
+
+        Those of kind "virtual" join halves of two neighbours (`virtual.draw`, which also says what was rejected).
+        """
         if self.texts_ is None:
             raise UspError("fitted on embeddings, which are no texts; use sample_indices")
+        if kind == "virtual":
+            from usp_lab.virtual import draw
+
+            return draw(self, n, random_state=random_state).texts
         return [self.texts_[i] for i in self.sample_indices(n, kind, random_state, share)]
 
     # --- keeping --------------------------------------------------------------------------------
