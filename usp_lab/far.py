@@ -105,15 +105,31 @@ class _Search:
         self.norm = np.empty(len(self.pairs), np.float32)
         _norms(self.norm, self.pairs, self.objective, self.subjective)
         self.best = np.full(len(self.pairs), -1, np.float32)
+        self._prepare(None)
 
     def look(self, tile: np.ndarray, alive: np.ndarray | None = None) -> None:
         """Look at some real profiles; only the pairs ``alive`` are asked about (all when None)."""
-        alive = np.arange(len(self.pairs)) if alive is None else alive
-        pairs, products = self.pairs[alive], []
+        if self._asked is not alive:
+            self._prepare(alive)
+        if self._whole is not None:
+            found = (self._whole @ tile.T).max(axis=1)
+            self.best[self._rows] = np.maximum(self.best[self._rows], found)
+            return
+        products = [vectors @ tile.T for vectors in self._used]
+        _raise(self.best, self._rows, self._local, self.norm, *products)
+
+    def _prepare(self, alive: np.ndarray | None) -> None:
+        """Gather what these pairs need: their halves, or themselves where they are fewer."""
+        self._asked = alive
+        self._rows = np.arange(len(self.pairs)) if alive is None else alive
+        self._local, self._used, self._whole = self.pairs[self._rows], [], None
         for side, vectors in enumerate((self.objective, self.subjective)):
-            used, pairs[:, side] = np.unique(pairs[:, side], return_inverse=True)
-            products.append(vectors[used] @ tile.T)
-        _raise(self.best, alive, pairs, self.norm, *products)
+            used, self._local[:, side] = np.unique(self._local[:, side], return_inverse=True)
+            self._used.append(vectors[used])
+        if len(self._rows) <= sum(map(len, self._used)):
+            i, j = self.pairs[self._rows].T
+            self._whole = joint(self.objective[i], self.subjective[j])
+            self._used = []
 
 
 @numba.njit(parallel=True, cache=True)
