@@ -10,6 +10,7 @@ from functools import lru_cache
 from types import MappingProxyType
 
 import numpy as np
+from scipy.sparse import csr_array
 from sklearn.base import BaseEstimator
 
 from usp_lab.errors import UspError
@@ -66,7 +67,8 @@ class LatentClasses(BaseEstimator):
         n_classes_: chosen.
         values_: attribute -> value -> code.
         weights_: log shares of classes, shape (fits, classes).
-        tables_: attribute -> log p(value | class), shape (fits, values + 1, classes); the last value is "never seen".
+        tables_: log p(value | class) of all attributes' values one below the other, each attribute's last being "never
+            seen", shape (fits, values, classes).
         likelihood_: number of classes -> mean held-out log-likelihood in nats.
     """
 
@@ -124,51 +126,47 @@ class LatentClasses(BaseEstimator):
         return self
 
     def _learn(self, rows: Sequence[Mapping[str, str]], k: int) -> None:
-        codes = self._codes(rows)
-        fits = [self._em(codes, k, self.random_state + i) for i in range(self.fits)]
+        told = self._told(rows)
+        fits = [self._em(told, k, self.random_state + i) for i in range(self.fits)]
         self.weights_ = np.array([w for w, _ in fits])
-        self.tables_ = {a: np.array([t[a] for _, t in fits]) for a in self.values_}
+        self.tables_ = np.array([t for _, t in fits])
 
-    def _em(self, codes: dict[str, np.ndarray], k: int, seed: int):
-        n = len(next(iter(codes.values())))
+    def _em(self, told: csr_array, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        n, starts, by_value = told.shape[0], self._starts(), told.T.tocsr()
+        sizes = np.diff([*starts, told.shape[1]])
+        overall = np.asarray(told.sum(axis=0)).ravel() + 0.5
+        prior = self.prior * overall / np.repeat(np.add.reduceat(overall, starts), sizes)
         belongs = np.random.default_rng(seed).dirichlet(np.full(k, 0.2), n)
         for _ in range(self.iterations):
             weights = np.log((belongs.sum(0) + 0.5) / (n + 0.5 * k))
-            tables = {a: self._table(a, c, belongs) for a, c in codes.items()}
-            joint = self._joint(codes, weights, tables)
+            counts = by_value @ belongs + prior[:, None]
+            tables = np.log(counts / np.repeat(np.add.reduceat(counts, starts), sizes, axis=0))
+            joint = told @ tables + weights
             belongs = np.exp(joint - np.logaddexp.reduce(joint, axis=1, keepdims=True))
         return weights, tables
 
-    def _table(self, attribute: str, codes: np.ndarray, belongs: np.ndarray) -> np.ndarray:
-        told, size = codes >= 0, len(self.values_[attribute]) + 1
-        overall = np.bincount(codes[told], minlength=size) + 0.5
-        counts = np.zeros((size, belongs.shape[1]))
-        np.add.at(counts, codes[told], belongs[told])
-        counts += self.prior * (overall / overall.sum())[:, None]
-        return np.log(counts / counts.sum(0))
+    def _starts(self) -> np.ndarray:
+        """Return where each attribute's values begin; each has one more than it has values."""
+        return np.cumsum([0, *(len(v) + 1 for v in self.values_.values())])[:-1]
 
-    def _codes(self, rows: Sequence[Mapping[str, str]]) -> dict[str, np.ndarray]:
-        """Return attribute -> codes, -1 where a profile does not say."""
-        return {
-            a: np.array([v.get(r[a], len(v)) if a in r else -1 for r in rows], dtype=int)
+    def _told(self, rows: Sequence[Mapping[str, str]]) -> csr_array:
+        """Return which value each profile states of each attribute, one where it does, shape (n, values)."""
+        starts = dict(zip(self.values_, self._starts().tolist(), strict=True))
+        at = [
+            (i, starts[a] + v.get(r[a], len(v)))
+            for i, r in enumerate(rows)
             for a, v in self.values_.items()
-        }
-
-    @staticmethod
-    def _joint(codes, weights, tables) -> np.ndarray:
-        out = np.tile(weights, (len(next(iter(codes.values()))), 1))
-        for a, c in codes.items():
-            told = c >= 0
-            out[told] += tables[a][c[told]]
-        return out
+            if a in r
+        ]
+        i, j = np.array(at, dtype=int).reshape(-1, 2).T
+        width = sum(len(v) + 1 for v in self.values_.values())
+        return csr_array((np.ones(len(at)), (i, j)), shape=(len(rows), width))
 
     def score_samples(self, X: Sequence[Mapping[str, str]]) -> np.ndarray:
         """Return log p(what each profile says) in nats, shape (n,); the more it says, the lower it is."""
-        codes = self._codes(X)
+        told = self._told(X)
         fits = [
-            np.logaddexp.reduce(
-                self._joint(codes, w, {a: t[i] for a, t in self.tables_.items()}), axis=1
-            )
-            for i, w in enumerate(self.weights_)
+            np.logaddexp.reduce(told @ t + w, axis=1)
+            for w, t in zip(self.weights_, self.tables_, strict=True)
         ]
         return np.logaddexp.reduce(fits, axis=0) - np.log(len(fits))

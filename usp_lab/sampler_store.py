@@ -19,7 +19,6 @@ from usp_lab.errors import UspError
 from usp_lab.files import sha256_of
 
 _STATE, _ARRAYS, _TEXTS, _MAP = "sampler.json", "arrays.npz", "profiles.json", "umap.joblib"
-_CLASS = "class "  # before the attribute's name, of a table of class shares
 _LIBRARIES = ("numpy", "scipy", "scikit-learn", "umap-learn", "KDEpy")
 
 
@@ -41,8 +40,7 @@ def save(sampler, folder: Path) -> None:
         arrays |= {"components": sampler.map_.components_, "pca_mean": sampler.map_.mean_}
     classes = sampler.classes_
     if classes is not None:
-        arrays |= {"class_weights": classes.weights_}
-        arrays |= {_CLASS + a: table for a, table in classes.tables_.items()}
+        arrays |= {"class_weights": classes.weights_, "class_tables": classes.tables_}
     np.savez(part / _ARRAYS, **arrays)
     (part / _TEXTS).write_text(json.dumps(sampler.texts_), encoding="utf-8")
     if sampler.reducer == "umap" and sampler.map_ is not None:
@@ -89,7 +87,7 @@ def load(folder: Path, trusted: bool = False, encoder: str | None = None) -> tup
             classes.likelihood_ = {int(k): v for k, v in state["classes"]["likelihood"].items()}
             classes.weights_ = kept["class_weights"]
             classes.n_classes_ = classes.weights_.shape[1]
-            classes.tables_ = {a: kept[_CLASS + a] for a in classes.values_}
+            classes.tables_ = kept["class_tables"]
         place = None
         if parameters["reducer"] == "pca":
             place = PCA(parameters["n_components"])
