@@ -139,7 +139,9 @@ def test_the_farthest_are_the_exact_ones(monkeypatch):
     monkeypatch.setattr(far, "TILE", 100)
     looked = []
     look = far._Search.look
-    monkeypatch.setattr(far._Search, "look", lambda self, tile, alive=None: (looked.append(len(alive) if alive is not None else 0), look(self, tile, alive)))  # fmt: skip
+    monkeypatch.setattr(
+        far._Search, "look", lambda self, tile: (looked.append(len(self.alive)), look(self, tile))
+    )
     chosen, cosine = least_similar(first, second, pairs, training, 50)
     assert set(chosen) == set(np.argsort(true)[:50]) and np.all(np.diff(cosine) >= 0)
     assert cosine == pytest.approx(np.sort(true)[:50], abs=1e-5)

@@ -9,7 +9,6 @@ write_dataset(corpus, "my_dataset")  # LMSYS-USP form, splits and a data card
 import hashlib
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from usp_lab.chat import Message
 from usp_lab.errors import UspError
-from usp_lab.files import atomic
+from usp_lab.files import atomic, whole_folder
 from usp_lab.hub import hub_rows
 from usp_lab.rows import file_rows, split_file, valid_rows
 from usp_lab.splits import SHARES, split_groups, without_leaks
@@ -279,21 +278,18 @@ def write_dataset(
     folder = Path(folder).resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UspError(f"{folder} exists and is not empty; name a new folder or remove it first")
-    part = folder.with_name(f".tmp{os.getpid()}-{folder.name}")
     splits = {s: d for s, d in corpus.splits.items() if d}
     try:
-        part.mkdir(parents=True)
-        for split, dialogues in splits.items():
-            with (part / f"{split}.jsonl").open("w", encoding="utf-8") as f:
-                f.writelines(json.dumps(_row(d), ensure_ascii=False) + "\n" for d in dialogues)
-        (part / "README.md").write_text(_card(corpus, splits, name, licence), encoding="utf-8")
-        part.replace(folder)
+        with whole_folder(folder) as part:
+            for split, dialogues in splits.items():
+                with (part / f"{split}.jsonl").open("w", encoding="utf-8") as f:
+                    f.writelines(json.dumps(_row(d), ensure_ascii=False) + "\n" for d in dialogues)
+            card = _card(corpus, splits, name, licence)
+            (part / "README.md").write_text(card, encoding="utf-8")
     except OSError as e:
         raise UspError(
             f"{folder} could not be written ({e.strerror or e}); free space or name another folder"
         ) from e
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return folder
 
 

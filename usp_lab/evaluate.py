@@ -31,6 +31,14 @@ def owners(dialogues: Sequence[Dialogue]) -> list[str]:
     return [d.user_id or d.id for d in dialogues]
 
 
+def one_each(dialogues: Sequence[Dialogue], n: int | None = None) -> list[Dialogue]:
+    """Return the first dialogue of n users at most (None: all): n users tell more than n dialogues of fewer."""
+    first: dict[str, Dialogue] = {}
+    for user, d in zip(owners(dialogues), dialogues, strict=True):
+        first.setdefault(user, d)
+    return list(first.values())[:n]
+
+
 def unit_of(corpus: Corpus) -> str:
     """Return the name of what `owners` resamples."""
     return "user" if all(d.user_id for d in corpus.test) else "dialogue"

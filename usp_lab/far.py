@@ -59,12 +59,12 @@ def least_similar(objective: np.ndarray, subjective: np.ndarray, pairs: np.ndarr
     if not 1 <= k <= len(pairs):
         raise UspError(f"k={k} of {len(pairs)} pairs; choose 1 to {len(pairs)}")
     order = np.random.default_rng(seed).permutation(len(training))
-    alive, seen = np.arange(len(pairs)), 0
+    seen = 0
     for mark in (*_LOOK, len(order)):
         for tile in _tiles(search.training, order[seen:mark]):
-            search.look(tile, alive)
-        seen = max(seen, min(mark, len(order)))
-        if seen == len(order) or len(alive) <= 2 * k:
+            search.look(tile)
+        seen, alive = mark, search.alive
+        if seen >= len(order) or len(alive) <= 2 * k:
             continue
         # Those that look farthest so far, in full: the k-th of them bounds the k-th of all from above.
         likely = alive[np.argpartition(search.best[alive], 2 * k)[: 2 * k]]
@@ -72,7 +72,8 @@ def least_similar(objective: np.ndarray, subjective: np.ndarray, pairs: np.ndarr
         for tile in _tiles(full.training):
             full.look(tile)
         bound = np.partition(full.best, k - 1)[k - 1]
-        alive = alive[search.best[alive] <= bound + 1e-6]
+        search.keep(alive[search.best[alive] <= bound + 1e-6])
+    alive = search.alive
     chosen = alive[np.lexsort((alive, search.best[alive]))[:k]]
     return chosen, search.best[chosen]
 
@@ -84,7 +85,7 @@ def _tiles(training: np.ndarray, order: np.ndarray | None = None) -> Iterator[np
 
 
 class _Search:
-    """The highest cosine seen so far, of each pair."""
+    """The highest cosine seen so far, of each pair; ``alive``: those that are still asked about."""
 
     def __init__(self, objective, subjective, pairs, training) -> None:
         named = {"objective": objective, "subjective": subjective, "training": training}
@@ -105,29 +106,26 @@ class _Search:
         self.norm = np.empty(len(self.pairs), np.float32)
         _norms(self.norm, self.pairs, self.objective, self.subjective)
         self.best = np.full(len(self.pairs), -1, np.float32)
-        self._prepare(None)
+        self.keep(np.arange(len(self.pairs)))
 
-    def look(self, tile: np.ndarray, alive: np.ndarray | None = None) -> None:
-        """Look at some real profiles; only the pairs ``alive`` are asked about (all when None)."""
-        if self._asked is not alive:
-            self._prepare(alive)
+    def look(self, tile: np.ndarray) -> None:
+        """Look at some real profiles."""
         if self._whole is not None:
             found = (self._whole @ tile.T).max(axis=1)
-            self.best[self._rows] = np.maximum(self.best[self._rows], found)
+            self.best[self.alive] = np.maximum(self.best[self.alive], found)
             return
         products = [vectors @ tile.T for vectors in self._used]
-        _raise(self.best, self._rows, self._local, self.norm, *products)
+        _raise(self.best, self.alive, self._local, self.norm, *products)
 
-    def _prepare(self, alive: np.ndarray | None) -> None:
-        """Gather what these pairs need: their halves, or themselves where they are fewer."""
-        self._asked = alive
-        self._rows = np.arange(len(self.pairs)) if alive is None else alive
-        self._local, self._used, self._whole = self.pairs[self._rows], [], None
+    def keep(self, alive: np.ndarray) -> None:
+        """Ask about these pairs from now on; gather their halves, or themselves where they are fewer."""
+        self.alive, self._used, self._whole = alive, [], None
+        self._local = self.pairs[alive]
         for side, vectors in enumerate((self.objective, self.subjective)):
             used, self._local[:, side] = np.unique(self._local[:, side], return_inverse=True)
             self._used.append(vectors[used])
-        if len(self._rows) <= sum(map(len, self._used)):
-            i, j = self.pairs[self._rows].T
+        if len(alive) <= sum(map(len, self._used)):
+            i, j = self.pairs[alive].T
             self._whole = joint(self.objective[i], self.subjective[j])
             self._used = []
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -64,6 +65,18 @@ def atomic(path: Path, *, durable: bool = True) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Yield a new folder beside `folder`; give it that name if the block ends well, else remove it."""
+    part = folder.with_name(f".tmp{os.getpid()}-{folder.name}")
+    try:
+        part.mkdir(parents=True)
+        yield part
+        part.replace(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_json(path: Path, value: object, *, durable: bool = True) -> None:

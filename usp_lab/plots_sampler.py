@@ -12,7 +12,9 @@ from usp_lab.canvas import (
     BLACK,
     BLUE,
     CHARS,
+    GREEN,
     GREY,
+    PURPLE,
     VERMILION,
     Look,
     NotebookFigure,
@@ -28,11 +30,15 @@ from usp_lab.canvas import (
 _KINDS = {
     "majority": Look(BLUE, "o", "majority"),
     "minority": Look(VERMILION, "^", "minority"),
-    "virtual": Look("#009E73", "s", "virtual"),
+    "virtual": Look(GREEN, "s", "virtual"),
     "density": Look(GREY, "D", "density"),
-    "uniform": Look("#CC79A7", "v", "uniform"),
+    "uniform": Look(PURPLE, "v", "uniform"),
     "all": Look(BLACK, "o", "all profiles"),
 }
+
+
+def _look(kind: str) -> Look:
+    return _KINDS.get(kind, Look(BLACK, ".", kind))
 
 
 def terrain_table(sampler, cells: int = 70, **points: np.ndarray) -> pd.DataFrame:
@@ -70,7 +76,7 @@ def terrain(table: pd.DataFrame) -> Figure:
     above, hill = fig.add_subplot(1, 2, 1), fig.add_subplot(1, 2, 2, projection="3d")
     shade = above.pcolormesh(x, y, grid.to_numpy(), cmap="Greys", vmax=1.3, rasterized=True)
     for kind, own in table[table["kind"] != "grid"].groupby("kind", sort=False):
-        look = _KINDS.get(kind, Look(BLACK, ".", kind))
+        look = _look(kind)
         above.scatter(own["x"], own["y"], s=11, c=look.colour, marker=look.marker, linewidths=0, label=f"{look.label} ({len(own):,})")  # fmt: skip
     if above.get_legend_handles_labels()[0]:
         fig.legend(loc="outside lower left", ncols=3, fontsize=8, frameon=False)
@@ -110,7 +116,7 @@ def local_density(table: pd.DataFrame) -> Figure:
         table: as `spread_table` gives it.
     """
     fig, (ax,), columns = panels([3.2])
-    look = {k: _KINDS.get(k, Look(BLACK, ".", k)) for k in dict.fromkeys(table["kind"])}
+    look = {k: _look(k) for k in dict.fromkeys(table["kind"])}
     notes = {k: f"({n_text(own['n'])})" for k, own in table.groupby("kind", sort=False)}
     for kind, own in table.groupby("kind", sort=False):
         line(ax, own, "percentile", "value", look[kind], size=4)
@@ -132,7 +138,7 @@ def agreement(table: pd.DataFrame) -> Figure:
             both groups have), n (members).
     """
     fig, (ax,), columns = panels([2.8])
-    look = {k: _KINDS.get(k, Look(BLACK, ".", k)) for k in dict.fromkeys(table["kind"])}
+    look = {k: _look(k) for k in dict.fromkeys(table["kind"])}
     for kind, own in table.groupby("kind", sort=False):
         line(ax, own, "share", "value", look[kind])
     ax.plot([0, table["share"].max()], [0, table["share"].max()], "--", color=GREY, linewidth=1)

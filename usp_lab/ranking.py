@@ -57,14 +57,6 @@ def graded(corpus: Corpus, folder: Path, **drawn: float) -> tuple[dict[str, obje
     return wrapped, {name: 1 - rate for name, rate in names.items()}
 
 
-def one_each(dialogues: Sequence[Dialogue], n: int) -> list[Dialogue]:
-    """Return the first dialogue of n users at most: n users tell more than n dialogues of fewer."""
-    first: dict[str, Dialogue] = {}
-    for d in dialogues:
-        first.setdefault(d.user_id or d.id, d)
-    return list(first.values())[:n]
-
-
 def audience(arm: str, targets: Sequence[Dialogue], seed: int = 0) -> list[Dialogue]:
     """Return the targets as an arm's users are told them: `shuffled` gets another user's profile.
 

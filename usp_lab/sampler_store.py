@@ -5,7 +5,6 @@ else is JSON and arrays, checked against the digests that were written with them
 """
 
 import json
-import shutil
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from usp_lab.attributes import LatentClasses
 from usp_lab.density import BinnedKDE
 from usp_lab.errors import UspError
-from usp_lab.files import sha256_of
+from usp_lab.files import sha256_of, whole_folder
 
 _STATE, _ARRAYS, _TEXTS, _MAP = "sampler.json", "arrays.npz", "profiles.json", "umap.joblib"
 _LIBRARIES = ("numpy", "scipy", "scikit-learn", "umap-learn", "KDEpy")
@@ -30,9 +29,6 @@ def save(sampler, folder: Path) -> None:
     """
     if folder.exists():
         raise UspError(f"{folder} exists; name a new folder")
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
     scaler = sampler.scaler_
     arrays = {"coordinates": sampler.coordinates_, "mean": scaler.mean_, "scale": scaler.scale_}
     arrays |= {"log_density": sampler.log_density_, "factor": np.array(sampler.density_.factor_)}
@@ -41,22 +37,22 @@ def save(sampler, folder: Path) -> None:
     classes = sampler.classes_
     if classes is not None:
         arrays |= {"class_weights": classes.weights_, "class_tables": classes.tables_}
-    np.savez(part / _ARRAYS, **arrays)
-    (part / _TEXTS).write_text(json.dumps(sampler.texts_), encoding="utf-8")
-    if sampler.reducer == "umap" and sampler.map_ is not None:
-        import joblib
+    with whole_folder(folder) as part:
+        np.savez(part / _ARRAYS, **arrays)
+        (part / _TEXTS).write_text(json.dumps(sampler.texts_), encoding="utf-8")
+        if sampler.reducer == "umap" and sampler.map_ is not None:
+            import joblib
 
-        joblib.dump(sampler.map_, part / _MAP)
-    state = {
-        "parameters": sampler.get_params(),
-        "fingerprint": sampler.fingerprint_,
-        "classes": classes and {"values": classes.values_, "likelihood": classes.likelihood_},
-        "encoder_revision": _revision(sampler.encoder),
-        "versions": {name: version(name) for name in _LIBRARIES},
-        "sha256": {p.name: sha256_of(p) for p in sorted(part.iterdir())},
-    }
-    (part / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-    part.rename(folder)
+            joblib.dump(sampler.map_, part / _MAP)
+        state = {
+            "parameters": sampler.get_params(),
+            "fingerprint": sampler.fingerprint_,
+            "classes": classes and {"values": classes.values_, "likelihood": classes.likelihood_},
+            "encoder_revision": _revision(sampler.encoder),
+            "versions": {name: version(name) for name in _LIBRARIES},
+            "sha256": {p.name: sha256_of(p) for p in sorted(part.iterdir())},
+        }
+        (part / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
 
 
 def load(folder: Path, trusted: bool = False, encoder: str | None = None) -> tuple[dict, dict]:

@@ -1,7 +1,7 @@
 """Is an estimated density true? Against the population's p(z), and, where no truth is known, against itself.
 
-`reliability` needs no truth: how common a user is does not depend on which of the user's dialogues a profile was
-written from, so that an estimate of it must give a user's two profiles the same rank.
+The latter needs no truth: how common a user is does not depend on which of the user's dialogues a profile was
+written from, so that an estimate must rank users alike by one profile and by another (`siblings`, `correlation`).
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ import pandas as pd
 from scipy.stats import bootstrap, rankdata
 
 from usp_lab import stats
-from usp_lab.evaluate import row
+from usp_lab.data import Dialogue
+from usp_lab.evaluate import one_each, owners, row
 
 RARE = 0.1  # the share of users that count as rare
 
@@ -81,21 +82,11 @@ def against_truth(
     return pd.DataFrame(rows)
 
 
-def one_each(dialogues: Sequence, n: int = 0) -> list:
-    """Return the first dialogue of each user, at most n (0: all)."""
-    first = list({d.user_id or d.id: d for d in reversed(dialogues)}.values())[::-1]
-    return first[: n or None]
-
-
-def siblings(dialogues: Sequence) -> tuple[list, list]:
+def siblings(dialogues: Sequence[Dialogue]) -> tuple[list[Dialogue], list[Dialogue]]:
     """Return the first and the last dialogue of each user who has several."""
+    last = dict(zip(owners(dialogues), dialogues, strict=True))
     first = one_each(dialogues)
-    last = {d.user_id or d.id: d for d in dialogues}
-    pairs = [(d, last[d.user_id or d.id]) for d in first]
-    pairs = [(a, b) for a, b in pairs if a.id != b.id]
+    pairs = [
+        (a, b) for a, b in zip(first, map(last.get, owners(first)), strict=True) if a.id != b.id
+    ]
     return [a for a, _ in pairs], [b for _, b in pairs]
-
-
-def reliability(first: Sequence[float], second: Sequence[float], seed: int = 0) -> stats.Estimate:
-    """Estimate how alike an estimate ranks users by one profile and by another of theirs, -1 to 1."""
-    return correlation(first, second, seed=seed)

@@ -273,7 +273,9 @@ class ProfileSampler(BaseEstimator):
         if kind == "density":
             return cKDTree(self.coordinates_).query(self.density_.sample(n, rng))[1]
         if kind == "uniform":
-            there = self.density_.score_samples(self.coordinates_)
+            there = self.log_density_  # of the map
+            if self.classes_ is not None:
+                there = self.density_.score_samples(self.coordinates_)
             weight = np.exp(there.min() - there)
             return rng.choice(len(weight), n, p=weight / weight.sum())
         among = self.group(kind, share)
