@@ -646,3 +646,20 @@ def test_muon_in_fp32_steps_as_torch_does():
         assert (a - b).norm() < 0.02 * moved and moved > 0.1
         assert x["param_groups"] == y["param_groups"]
         assert torch.equal(x["state"][0]["momentum_buffer"], y["state"][0]["momentum_buffer"])
+
+
+def test_warm_up_is_a_tenth_as_released_and_short_under_muon(tmp_path):
+    for optimizer, steps in (("adamw", 412), ("muon", 200)):
+        args = trainer.arguments(replace(TINY, optimizer=optimizer), tmp_path, 4119)
+        assert args.warmup_steps == steps, optimizer
+    assert trainer.arguments(TINY, tmp_path, 3).warmup_steps == 1
+
+
+def test_repetition_penalty_is_kept_with_the_model(release, tmp_path):
+    own = train_sft(
+        TRAIN, VALIDATION, tmp_path / "own", replace(TINY, max_steps=1, repetition_penalty=1.3)
+    )
+    assert UserSimulator.from_pretrained(own.path).sampling.repetition_penalty == 1.3
+    base = replace(TINY, max_steps=1, base=str(release))
+    kept = train_sft(TRAIN, VALIDATION, tmp_path / "kept", base)
+    assert UserSimulator.from_pretrained(kept.path).sampling.repetition_penalty == 1.2

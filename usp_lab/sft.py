@@ -212,6 +212,8 @@ def _save(trainer, tokenizer, result: SftResult, s: SftSettings, key: str, finge
         model = model.merge_and_unload()
     ends = {tokenizer.eos_token_id, tokenizer.get_vocab()["<|eot_id|>"]} - {None}
     model.generation_config.eos_token_id = sorted(ends)
+    if s.repetition_penalty:
+        model.generation_config.repetition_penalty = s.repetition_penalty
     with quiet_bars():
         model.save_pretrained(result.path)
     tokenizer.save_pretrained(result.path)

@@ -89,6 +89,7 @@ def trainer_class() -> type[SFTTrainer]:
 def arguments(s: "SftSettings", folder: Path, steps: int) -> SFTConfig:
     """Return TRL's configuration of a run of ``steps`` steps."""
     world, every = int(os.environ.get("WORLD_SIZE", 1)), max(1, steps // s.evals)
+    warmup = max(1, round(0.1 * steps))  # a tenth, as in USP's release
     micro, cuda = s.micro_batch or s.batch // world, torch.cuda.is_available()
     if not micro or s.batch % (micro * world):
         raise UspError(
@@ -105,7 +106,7 @@ def arguments(s: "SftSettings", folder: Path, steps: int) -> SFTConfig:
         max_length=None,  # we have cut at whole turns; TRL would cut anywhere
         learning_rate=s.lr,
         lr_scheduler_type="cosine",
-        warmup_steps=min(200, max(1, round(0.1 * steps))),
+        warmup_steps=min(200, warmup) if s.optimizer == "muon" else warmup,
         weight_decay=0.1,
         adam_beta2=0.95,
         bf16=s.bf16 and computes_bf16(),
