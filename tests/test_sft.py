@@ -15,7 +15,7 @@ import pytest
 import torch
 from trl import SFTTrainer
 
-from usp_lab import models, optim, sft, trainer
+from usp_lab import look_alikes, models, optim, sft, trainer
 from usp_lab.chat import END_TOKEN
 from usp_lab.data import Dialogue, load_dialogues
 from usp_lab.errors import UspError
@@ -62,7 +62,7 @@ def whole(tmp_path_factory) -> sft.SftResult:
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory) -> Path:
-    return models.look_alike(tmp_path_factory.mktemp("base"))
+    return look_alikes.look_alike(tmp_path_factory.mktemp("base"))
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
