@@ -5,12 +5,14 @@ policy talk about validation users, with the same draws every time, and measures
 beside the loss of real turns. A look is within bounds when no guard has moved further from the start than `BOUNDS`.
 """
 
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import pandas as pd
 
 from usp_lab.chat import with_profile
 from usp_lab.data import Dialogue
@@ -116,3 +118,29 @@ def broken(now: Mapping[str, float], start: Mapping[str, float]) -> list[str]:
         if not least <= moved <= most:
             out.append(f"{name} {a:.3f} -> {b:.3f}")
     return out
+
+
+def guard_table(runs: Mapping[str, object]) -> pd.DataFrame:
+    """Return the looks of finished runs as one tidy table, with the bounds of each guard.
+
+    Args:
+        runs: name -> `RlccResult`.
+
+    Returns:
+        Columns run, step, metric, value, least, most (NaN for no bound), n.
+    """
+    rows = []
+    for name, result in runs.items():
+        lines = (result.path / "guards.jsonl").read_text(encoding="utf-8").splitlines()
+        looks = [json.loads(line) for line in lines]
+        for look in looks:
+            for metric in look.keys() - {"step", "n", "broken"}:
+                kind, least, most = BOUNDS.get(metric, ("minus", -math.inf, math.inf))
+                start = looks[0][metric]
+                ends = [start + b if kind == "minus" else start * b for b in (least, most)]
+                low, high = (b if math.isfinite(b) and b > 0 else math.nan for b in ends)
+                named = {"run": name, "step": look["step"], "metric": metric}
+                rows.append(
+                    named | {"value": look[metric], "least": low, "most": high, "n": look["n"]}
+                )
+    return pd.DataFrame(rows).sort_values(["run", "metric", "step"], ignore_index=True)

@@ -80,6 +80,23 @@ class CycleReward:
     encoder: str = "minilm"
     counts: dict[str, int] = field(default_factory=dict)
 
+    @classmethod
+    def from_pretrained(
+        cls, generator: str, detector: str = "", encoder: str = "minilm", max_new_tokens: int = 256
+    ) -> "CycleReward":
+        """Load generator and detector ("" for none), each a folder, an embedded name or a hub id.
+
+        A dialogue too long for the generator loses its last turns.
+        """
+        from usp_lab.profile_generator import ProfileGenerator
+
+        reads = ProfileGenerator.from_pretrained(generator, truncate=True, max_new_tokens=max_new_tokens)  # fmt: skip
+        if not detector:
+            return cls(reads, None, encoder)
+        from usp_lab.detector import AIDetector
+
+        return cls(reads, AIDetector.from_pretrained(detector), encoder)
+
     @property
     def identity(self) -> str:
         """What decides a score, the same in every process."""

@@ -295,7 +295,6 @@ def main() -> None:
 def _from_command_line(own: dict, s: RlccSettings) -> RlccResult:
     from usp_lab.assistants import scripted
     from usp_lab.evaluate import one_each
-    from usp_lab.profile_generator import ProfileGenerator
     from usp_lab.reward import CycleReward
     from usp_lab.simulate import ModelAssistant
 
@@ -303,13 +302,7 @@ def _from_command_line(own: dict, s: RlccSettings) -> RlccResult:
     assistant = (
         scripted(name) if kind == "scripted" else ModelAssistant.from_pretrained(own["assistant"])
     )
-    detector = None
-    if own["detector"]:
-        from usp_lab.detector import AIDetector
-
-        detector = AIDetector.from_pretrained(own["detector"])
-    generator = ProfileGenerator.from_pretrained(own["generator"], truncate=True)
-    reward = CycleReward(generator, detector, own["encoder"])
+    reward = CycleReward.from_pretrained(own["generator"], own["detector"], own["encoder"])
     corpus = load_dialogues(own["data"], n=own["n"], seed=s.seed, on_bad=own["on_bad"])
     watched = one_each(corpus.validation, own["n_validation"])
     return train_rlcc(corpus.train, watched, assistant, reward, own["out"], s, corpus.fingerprint)
