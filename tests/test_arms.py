@@ -24,7 +24,7 @@ from usp_lab.chat import END_TOKEN, read_profile
 from usp_lab.data import Corpus, Dialogue
 from usp_lab.engines import Sampling
 from usp_lab.errors import UspError
-from usp_lab.models import new_llama, new_tokenizer, sentence_encoder
+from usp_lab.models import new_model, new_tokenizer, sentence_encoder
 from usp_lab.simulate import UserSimulator
 
 
@@ -173,7 +173,7 @@ def test_next_turns_have_seeds_of_their_own() -> None:
 
 def test_next_turns_of_a_model_skip_what_its_context_cannot_hold() -> None:
     tokenizer = new_tokenizer(["one two three four"], vocab_size=300)
-    model = new_llama(tokenizer, "0.3m", context=160).eval()
+    model = new_model(tokenizer, "0.3m", context=160).eval()
     simulator = UserSimulator(model, tokenizer, Sampling(max_new_tokens=4), "random")
     long = dialogue("long", "one", "two " * 200, "three", user="t")
     turns = next_turns(simulator, "plato", [FOUR[0], long])

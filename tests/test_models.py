@@ -49,11 +49,11 @@ def test_look_alike_has_the_release_s_form(release):
 
 def test_seed_decides_the_weights(release):
     tokenizer = load_tokenizer(release)
-    again, same, other = (models.new_llama(tokenizer, "0.3m", 512, seed) for seed in (0, 0, 1))
+    again, same, other = (models.new_model(tokenizer, "0.3m", 512, seed) for seed in (0, 0, 1))
     assert weights_fingerprint(again) == weights_fingerprint(same) != weights_fingerprint(other)
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
-    models.new_llama(tokenizer, "0.3m")
+    models.new_model(tokenizer, "0.3m")
     assert torch.equal(before, torch.random.get_rng_state())
 
 
@@ -199,4 +199,4 @@ def test_damaged_tokenizer(copy):
 
 def test_unknown_size(release):
     with pytest.raises(UspError, match="no model size '3b'; choose one of 0.3m"):
-        models.new_llama(load_tokenizer(release), "3b")
+        models.new_model(load_tokenizer(release), "3b")

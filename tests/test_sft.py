@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,10 +16,11 @@ import pytest
 import torch
 from trl import SFTTrainer
 
-from usp_lab import look_alikes, models, optim, sft, trainer
+from usp_lab import look_alikes, models, optim, profile_generator, sft, trainer
 from usp_lab.chat import END_TOKEN
 from usp_lab.data import Dialogue, load_dialogues
 from usp_lab.errors import UspError
+from usp_lab.profile_generator import ProfileGenerator
 from usp_lab.sft import SftSettings, train_sft
 from usp_lab.sft_data import encode, withhold_profiles
 from usp_lab.simulate import ModelAssistant, UserSimulator
@@ -179,7 +181,7 @@ def test_every_parameter_moves(tmp_path, optimizer):
     s = replace(TINY, max_steps=2, evals=1, optimizer=optimizer)  # the first at learning rate 0
     result = train_sft(TRAIN, VALIDATION, tmp_path / "m", s)
     tokenizer = models.load_tokenizer(result.path)
-    before = models.new_llama(tokenizer, "0.3m", 2048, TINY.seed).state_dict()
+    before = models.new_model(tokenizer, "0.3m", 2048, TINY.seed).state_dict()
     after = weights(result.path)
     assert before.keys() == after.keys()
     assert [name for name in before if torch.equal(before[name], after[name])] == []
@@ -227,6 +229,29 @@ def test_assistant_is_trained_by_the_same_function(tmp_path):
     assistant = ModelAssistant.from_pretrained(result.path, max_new_tokens=8)
     assert len(assistant.reply([TRAIN[0].messages[:1]], [0])) == 1
     assert "# An assistant, without profiles" in (result.path / "README.md").read_text()
+    with pytest.raises(UspError, match="does not speak as the user"):
+        UserSimulator.from_pretrained(result.path)
+
+
+@pytest.mark.parametrize("architecture", models.ARCHITECTURES)
+def test_profile_generator_is_trained_by_the_same_function(tmp_path, architecture):
+    s = replace(
+        TINY, speaker="generator", architecture=architecture, max_steps=60, evals=2, lr=1e-2
+    )
+    s = replace(s, max_length=400)
+    result = train_sft(TRAIN, VALIDATION, tmp_path / "m", s)
+    assert "# A profile generator, from user turns" in (result.path / "README.md").read_text()
+    generator = ProfileGenerator.from_pretrained(result.path, max_new_tokens=48)
+    assert generator.model.config.model_type == architecture
+    row = encode(TRAIN[1:2], generator.tokenizer, s, Counter(), "test")[0]
+    read = generator.tokenizer.decode(row["input_ids"])
+    assert profile_generator.INSTRUCTION + ".\n[User]: where in Porto" in read
+    assert "Try the old town" not in read  # user turns only
+    assert trained_text(generator.tokenizer, TRAIN[1], s) == [f"{TRAIN[1].profile}<|eot_id|>"]
+    written = [w.text for w in generator.write(VALIDATION)]
+    assert len(written) == len(VALIDATION) and result.best_loss < 2.5
+    if architecture == "llama":  # the other takes more steps until it writes whole sentences
+        assert all(re.fullmatch(r"You are going to \w+\.\n\nYou want .*", w) for w in written)
     with pytest.raises(UspError, match="does not speak as the user"):
         UserSimulator.from_pretrained(result.path)
 
@@ -279,7 +304,7 @@ def test_base_without_template_or_header_tokens(tmp_path, lora):
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words, unk_token="<unk>", eos_token="</s>", pad_token="</s>"
     )
-    models.new_llama(tokenizer, "0.3m", 512).save_pretrained(tmp_path / "base")
+    models.new_model(tokenizer, "0.3m", 512).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     s = replace(TINY, base=str(tmp_path / "base"), max_steps=4, evals=1, max_length=512, lora=lora)
     result = train_sft(TRAIN, VALIDATION, tmp_path / "m", s)
@@ -577,8 +602,12 @@ def test_bad_input_from_python(release, tmp_path, monkeypatch):
     with pytest.raises(UspError, match="no validation dialogue"):
         train_sft(TRAIN, [], out, TINY)
     bare = [d.model_copy(update={"profile": None}) for d in TRAIN]
-    with pytest.raises(UspError, match="training dialogue 0 has no profile; train without"):
+    with pytest.raises(
+        UspError, match="training dialogue 0 has no profile; build profiles first, or train without"
+    ):
         train_sft(bare, VALIDATION, out, TINY)
+    with pytest.raises(UspError, match="training dialogue 0 has no profile; build profiles first$"):
+        train_sft(bare, VALIDATION, out, replace(TINY, speaker="generator"))
     with pytest.raises(UspError, match="base and out are both"):
         train_sft(TRAIN, VALIDATION, release, replace(TINY, base=str(release)))
     with pytest.raises(UspError, match="max_length=1024 but .* has a context of 512; lower it"):

@@ -22,6 +22,7 @@ _PUBLIC = {
     "UserSimulator": "simulate",
     "simulate": "simulate",
     "train_sft": "sft",
+    "train_rlcc": "rlcc",
     "metrics": "metrics",
     "stats": "stats",
     "load_runs": "results",

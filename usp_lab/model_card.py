@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from usp_lab.chat import END_TOKEN
+from usp_lab.sft_settings import GENERATOR
 
 if TYPE_CHECKING:
+    from usp_lab.rlcc_settings import RlccResult, RlccSettings
     from usp_lab.sft_settings import SftResult, SftSettings
 
 
@@ -14,11 +16,16 @@ def model_card(s: "SftSettings", result: "SftResult", parameters: int, fingerpri
     """Return a model card (markdown) written from what a training did."""
     base = Path(s.base).name if Path(s.base).is_dir() else s.base
     start = f"from {base}" if base else "from scratch"
-    roles = {"user": "A user simulator", "assistant": "An assistant", "both": "A dialogue model"}
-    whose = "all" if s.speaker == "both" else s.speaker
-    given = (
-        "conditioned on a profile in the system message" if s.reads_profile else "without profiles"
-    )
+    roles = {
+        "user": "A user simulator",
+        "assistant": "An assistant",
+        "both": "A dialogue model",
+        GENERATOR: "A profile generator",
+    }
+    whose = "all turns" if s.speaker == "both" else f"{s.learned}s"
+    given = "conditioned on a profile in the system message"
+    if not s.reads_profile:
+        given = "from user turns" if s.speaker == GENERATOR else "without profiles"
     counts = "\n".join(f"- {k}: {v:,}" for k, v in result.counts.items())
     settings = "\n".join(f"| {k} | {v} |" for k, v in (asdict(s) | {"base": base}).items())
     end = (
@@ -35,8 +42,37 @@ tags: [user-simulation]
 # {roles[s.speaker]}, {given}
 
 {parameters:,} parameters, {start}, trained by `usp_lab.sft` after USP (arXiv 2502.18968): loss on
-{whose} turns and their `<|eot_id|>` alone. Best validation loss: {result.best_loss:.4f} nats a
+{whose} and their `<|eot_id|>` alone. Best validation loss: {result.best_loss:.4f} nats a
 trained token. Data fingerprint: {fingerprint or "not given"}. {end}
+
+{counts}
+
+| setting | value |
+|---|---|
+{settings}
+
+Made for research on simulated users. It repeats what its training dialogues contain and must not
+stand in for real people's opinions.
+"""
+
+
+def rlcc_card(s: "RlccSettings", result: "RlccResult", fingerprint: str) -> str:
+    """Return a model card (markdown) written from what a reinforcement did."""
+    base = Path(s.base).name if Path(s.base).is_dir() else s.base
+    counts = "\n".join(f"- {k}: {v:,}" for k, v in result.counts.items())
+    settings = "\n".join(f"| {k} | {v} |" for k, v in (asdict(s) | {"base": base}).items())
+    ended = f"Stopped early: {result.stopped}. " if result.stopped else ""
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [user-simulation, grpo]
+---
+
+# A user simulator, reinforced with cycle consistency
+
+From {base}, by `usp_lab.rlcc` after USP (arXiv 2502.18968): group-relative policy optimisation of whole dialogues, whose
+reward compares the target profile with the one read back from the user's turns. {ended}Weights of step
+{result.kept}. Data fingerprint: {fingerprint or "not given"}.
 
 {counts}
 

@@ -17,10 +17,9 @@ import huggingface_hub
 import torch
 from jinja2 import TemplateError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -41,6 +40,11 @@ SIZES = {
     "125m": (768, 14, 12, 2048),
 }
 
+# transformers' model types that can be trained from scratch, and what their configurations need.
+ARCHITECTURES = {
+    "llama": {"rope_theta": 500_000.0},  # Llama-3's: a profile is read from hundreds of tokens away
+    "gpt_neox": {"rotary_pct": 1.0, "hidden_dropout": 0.0},
+}
 
 LLAMA3_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -271,33 +275,44 @@ def new_tokenizer(
     return tokenizer
 
 
-def new_llama(
-    tokenizer: PreTrainedTokenizerFast, size: str = "2m", context: int = 2048, seed: int = 0
-) -> LlamaForCausalLM:
-    """Return a randomly initialised Llama of a named size (`SIZES`), the same for the same seed."""
+def new_model(
+    tokenizer: PreTrainedTokenizerFast,
+    size: str = "2m",
+    context: int = 2048,
+    seed: int = 0,
+    architecture: str = "llama",
+) -> PreTrainedModel:
+    """Return a randomly initialised model of a named size (`SIZES`), the same for the same seed.
+
+    ``architecture``: a name in `ARCHITECTURES`; others than Llama are for judges that are to share
+    nothing with what they judge.
+    """
+    if architecture not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise UspError(f"no architecture {architecture!r} to train from scratch; choose {known}")
     if size not in SIZES:
         raise UspError(
             f"no model size {size!r}; choose one of {', '.join(SIZES)}, or train from a checkpoint "
             "(base=PATH)"
         )
     hidden, layers, heads, inner = SIZES[size]
-    config = LlamaConfig(
+    config = AutoConfig.for_model(
+        architecture,
         vocab_size=len(tokenizer),
         hidden_size=hidden,
         intermediate_size=inner,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=heads,
         tie_word_embeddings=True,
         max_position_embeddings=context,
-        rope_theta=500_000.0,  # Llama-3's: the profile is read from hundreds of tokens away
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        **ARCHITECTURES[architecture],
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config)
+        return AutoModelForCausalLM.from_config(config)
 
 
 @lru_cache(maxsize=4)

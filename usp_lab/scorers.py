@@ -48,7 +48,7 @@ def turn_nll(
                 rows = rows[: len(rows) // 2]
             start += len(rows)
             for i, nll in zip(rows, _token_nll(model, [encoded[i] for i in rows]), strict=True):
-                out[i] = _runs(nll, encoded[i][1])
+                out[i] = [(float(nll[a:b].sum(dtype=float)), b - a) for a, b in runs(encoded[i][1])]
             bar.update(len(rows))
     return out
 
@@ -70,10 +70,14 @@ def _token_nll(model, rows: Sequence[tuple[list[int], list[int]]]) -> np.ndarray
     return nll.numpy()
 
 
-def _runs(nll: np.ndarray, mask: Sequence[int]) -> list[tuple[float, int]]:
-    """Sum over each run of trained tokens: one run is one turn."""
-    edges = np.flatnonzero(np.diff([0, *mask, 0])).reshape(-1, 2)  # [start, end) of each run
-    return [(float(nll[a:b].sum(dtype=float)), int(b - a)) for a, b in edges]
+def runs(mask: Sequence[int]) -> list[tuple[int, int]]:
+    """Return [start, end) of each run of ones: of each turn that a mask marks.
+
+    >>> runs([0, 1, 1, 0, 1])
+    [(1, 3), (4, 5)]
+    """
+    edges = np.flatnonzero(np.diff([0, *mask, 0])).tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -10,7 +10,6 @@ from a checkpoint, with all weights or LoRA. The same function trains an assista
 """
 
 import argparse
-import errno
 import hashlib
 import json
 import os
@@ -24,7 +23,9 @@ from pathlib import Path
 from usp_lab.chat import END_TOKEN, SPECIAL_TOKENS, chat_template
 from usp_lab.data import Dialogue, load_dialogues
 from usp_lab.errors import UspError
+from usp_lab.files import room_on_disk
 from usp_lab.model_card import model_card
+from usp_lab.options import add_fields
 from usp_lab.sft_data import drawn, encode, to_messages, withhold_profiles
 from usp_lab.sft_settings import SftResult, SftSettings
 
@@ -56,27 +57,19 @@ def train_sft(
     for name, dialogues in (("training", train), ("validation", validation)):
         if not dialogues:
             raise UspError(f"no {name} dialogue; give at least one")
-        missing = next((d.id for d in dialogues if s.reads_profile and d.profile is None), None)
+        missing = next((d.id for d in dialogues if s.needs_profile and d.profile is None), None)
         if missing is not None:
             raise UspError(
-                f"{name} dialogue {missing} has no profile; train without profiles "
-                "(with_profile=False) or build profiles first"
+                f"{name} dialogue {missing} has no profile; build profiles first"
+                + (", or train without them (with_profile=False)" if s.reads_profile else "")
             )
     if s.base and Path(s.base).resolve() == out.resolve():
         raise UspError(f"base and out are both {out}; name another folder for the trained model")
     key = _key(train, validation, s)
     if done := _finished(out, key):
         return done
-    try:
+    with room_on_disk(out):
         return _train(train, validation, out, s, key, fingerprint)
-    except Exception as e:  # the libraries wrap a full disk in errors of their own
-        full = isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or "No space left" in str(e) or "inline_container" in str(e):  # torch's writer
-            raise UspError(
-                f"no disk space left while training into {out}; free some and start again, the "
-                "last checkpoint is kept"
-            ) from e
-        raise
 
 
 def _train(train, validation, out: Path, s: SftSettings, key: str, fingerprint: str) -> SftResult:
@@ -138,15 +131,16 @@ def _start(train: Sequence[Dialogue], s: SftSettings):
     """Return (tokenizer, model, whether tokens are new to the model) to begin with."""
     import torch
 
-    from usp_lab.models import Device, load_causal_lm, load_tokenizer, new_llama, new_tokenizer
+    from usp_lab.models import Device, load_causal_lm, load_tokenizer, new_model, new_tokenizer
 
     extra = [END_TOKEN] if s.end_token else []
     if not s.base:
         texts = (
             m["content"] for d in train for m in to_messages(d, s) if m["content"] not in extra
         )
-        tokenizer = new_tokenizer(texts, s.vocab_size, s.speaker, extra)
-        return tokenizer, new_llama(tokenizer, s.size, max(2 * s.max_length, 2048), s.seed), True
+        tokenizer = new_tokenizer(texts, s.vocab_size, s.template, extra)
+        context = max(2 * s.max_length, 2048)
+        return tokenizer, new_model(tokenizer, s.size, context, s.seed, s.architecture), True
     tokenizer = load_tokenizer(s.base, speaker=None)
     model = load_causal_lm(s.base, device=Device("cpu", torch.float32, "the trainer moves them"))
     context = model.config.max_position_embeddings
@@ -154,7 +148,7 @@ def _start(train: Sequence[Dialogue], s: SftSettings):
         raise UspError(
             f"max_length={s.max_length} but {s.base} has a context of {context}; lower it"
         )
-    tokenizer.chat_template = chat_template(s.speaker)
+    tokenizer.chat_template = chat_template(s.template)
     used = [t for t in SPECIAL_TOKENS if "header" in t or "eot" in t] + extra
     new = [t for t in used if t not in tokenizer.get_vocab()]
     tokenizer.add_tokens(new, special_tokens=True)
@@ -273,11 +267,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="folder of the model")
     parser.add_argument("--n", type=int, default=None, help="dialogues at the most")
     parser.add_argument("--on-bad", choices=["raise", "skip"], default="raise", help="bad rows")
-    for name, default in asdict(SftSettings()).items():
-        flag, kind = f"--{name.replace('_', '-')}", {"type": type(default)}
-        if isinstance(default, bool):
-            kind = {"action": argparse.BooleanOptionalAction}
-        parser.add_argument(flag, default=default, **kind)
+    add_fields(parser, SftSettings)
     args = vars(parser.parse_args())
     data, out, n, on_bad = (args.pop(k) for k in ("data", "out", "n", "on_bad"))
     try:

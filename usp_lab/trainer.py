@@ -165,7 +165,7 @@ class Bar(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Show the latest losses at the next refresh."""
-        names = {"loss": "loss", "eval_loss": "validation"}
+        names = {"loss": "loss", "eval_loss": "validation", "reward": "reward"}
         self.losses |= {names[k]: f"{v:.3f}" for k, v in (logs or {}).items() if k in names}
         self.bar.set_postfix(self.losses, refresh=False)
 
