@@ -692,3 +692,24 @@ def test_repetition_penalty_is_kept_with_the_model(release, tmp_path):
     base = replace(TINY, max_steps=1, base=str(release))
     kept = train_sft(TRAIN, VALIDATION, tmp_path / "kept", base)
     assert UserSimulator.from_pretrained(kept.path).sampling.repetition_penalty == 1.2
+
+
+def test_weights_in_shards_are_gathered_before_they_are_saved(
+    whole, release, tmp_path, monkeypatch
+):
+    """As FSDP and ZeRO-3 do: what is saved is what the processes' shards amount to together."""
+    gathered = []
+
+    def get_state_dict(self, model, unwrap=True):
+        gathered.append(model)
+        return {
+            k: torch.full_like(v, 0.5) for k, v in self.unwrap_model(model).state_dict().items()
+        }
+
+    monkeypatch.setattr("accelerate.Accelerator.get_state_dict", get_state_dict)
+    result = train_sft(TRAIN, VALIDATION, tmp_path / "m", replace(TINY, max_steps=1))
+    assert len(gathered) == 1 and all((w == 0.5).all() for w in weights(result.path).values())
+    monkeypatch.setattr(sft, "_sharded", lambda trainer: True)
+    with pytest.raises(UspError, match="lora=2 cannot be merged into weights in shards"):
+        lora = replace(TINY, max_steps=1, lora=2, base=str(release))
+        train_sft(TRAIN, VALIDATION, tmp_path / "lora", lora)
