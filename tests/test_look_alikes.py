@@ -62,6 +62,12 @@ def test_llamas_differ_as_base_instruct_and_usp_do(made):
     assert model.config.num_key_value_heads < model.config.num_attention_heads
     assert model.generation_config.do_sample and model.generation_config.eos_token_id == 1
 
+    names = tokenizer.convert_tokens_to_ids(["<|begin_of_text|>", "<|start_header_id|>", "Ġ"])
+    chance = model(torch.tensor([names])).logits.softmax(-1)[0, :, 4]
+    assert (
+        (0.02 < chance) & (chance < 0.1)
+    ).all()  # of ending the turn: simulations come to an end
+
     assert load_tokenizer(instruct, "assistant").chat_template == chat_template("assistant")
     written = ProfileGenerator.from_pretrained(instruct, max_new_tokens=4)
     assert written.sampling.temperature == 0  # though the checkpoint says to draw

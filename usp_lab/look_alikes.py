@@ -8,6 +8,7 @@ hub (model cards; https://huggingface.co/wangkevin02), sizes are not. Seconds to
 """
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,12 +56,13 @@ def look_alike(folder: str | Path, seed: int = 0, context: int = 512) -> Path:
 
 
 def llama_base(folder: str | Path, seed: int = 0, context: int = 8192) -> Path:
-    """Write one like meta-llama/Meta-Llama-3-8B: in bf16, without a chat template or a padding token."""
+    """Write one like meta-llama/Meta-Llama-3-8B: in bf16, without a chat template or a padding token.
+
+    Turns of what is trained from it end by chance (`_ending`).
+    """
     tokenizer = _llama_tokenizer("<|end_of_text|>", None, pad=None)
-    model = _llama(tokenizer, context, seed).to(torch.bfloat16)
-    model.generation_config.eos_token_id = (
-        tokenizer.eos_token_id
-    )  # its end of turn ends nothing yet
+    model = _ending(_llama(tokenizer, context, seed), tokenizer).to(torch.bfloat16)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id  # <|eot_id|> ends nothing yet
     model.generation_config.update(do_sample=True, temperature=0.6, top_p=0.9)
     return _save(folder, model, tokenizer)
 
@@ -103,7 +105,7 @@ def simcse(folder: str | Path, seed: int = 0) -> Path:
 def style_encoder(folder: str | Path, seed: int = 0) -> Path:
     """Write one like AnnaWegmann/Style-Embedding: sentence-transformers' layout on RoBERTa, mean pooling."""
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Pooling, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
     folder = simcse(folder, seed)
     with quiet_bars():
@@ -192,6 +194,20 @@ def _llama(tokenizer: PreTrainedTokenizerFast, context: int, seed: int) -> Llama
         pad_token_id=tokenizer.pad_token_id,
     )
     return _made(LlamaForCausalLM, config, seed)
+
+
+def _ending(model: LlamaForCausalLM, tokenizer, share: float = 0.05) -> LlamaForCausalLM:
+    """Have a model end its turn with a chance of about ``share`` a token, so that simulations end, too.
+
+    One place of every hidden state is made to stand out, and the output row of ``<|eot_id|>`` reads it.
+    """
+    row, width = tokenizer.convert_tokens_to_ids("<|eot_id|>"), model.config.hidden_size
+    with torch.no_grad():
+        model.get_input_embeddings().weight[:, 0] = 10.0  # its norm, sqrt(width), is all but this
+        read = model.get_output_embeddings().weight
+        read[:, 0] = 0.0
+        read[row, 0] = math.log(share / (1 - share) * len(tokenizer)) / math.sqrt(width)
+    return model
 
 
 def _roberta_tokenizer(longest: int) -> RobertaTokenizer:
