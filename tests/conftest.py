@@ -6,7 +6,7 @@ import os
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 
-_FIRST = ("test_notebooks", "test_sft", "test_runner", "test_endpoints")
+_FIRST = ("test_notebooks", "test_paper_preset", "test_sft", "test_runner", "test_endpoints")
 
 
 def pytest_collection_modifyitems(items) -> None:

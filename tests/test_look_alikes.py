@@ -64,9 +64,7 @@ def test_llamas_differ_as_base_instruct_and_usp_do(made):
 
     names = tokenizer.convert_tokens_to_ids(["<|begin_of_text|>", "<|start_header_id|>", "Ġ"])
     chance = model(torch.tensor([names])).logits.softmax(-1)[0, :, 4]
-    assert (
-        (0.02 < chance) & (chance < 0.1)
-    ).all()  # of ending the turn: simulations come to an end
+    assert ((0.15 < chance) & (chance < 0.35)).all()  # of ending the turn, as simulations must
 
     assert load_tokenizer(instruct, "assistant").chat_template == chat_template("assistant")
     written = ProfileGenerator.from_pretrained(instruct, max_new_tokens=4)

@@ -10,6 +10,7 @@ hub (model cards; https://huggingface.co/wangkevin02), sizes are not. Seconds to
 import json
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ from transformers import (
     RobertaTokenizer,
 )
 
-from usp_lab.chat import chat_template
+from usp_lab.chat import chat_template, with_profile
 from usp_lab.models import new_tokenizer, quiet_bars
 
 _TEXTS = (
@@ -169,12 +170,21 @@ def _llama_tokenizer(
     """A tokenizer with Llama-3's special tokens; without ``pad`` it has none, as those of Meta."""
     tokenizer = new_tokenizer(_TEXTS[:1] * 3, vocab_size=400)
     if pad is None:
+        tokenizer = new_tokenizer(_dialogues(), vocab_size=1200)  # shorter texts, sooner done
         words = tokenizer.backend_tokenizer.to_str().replace(_PAD_31, _RESERVED)
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=Tokenizer.from_str(words), bos_token="<|begin_of_text|>"
         )
     tokenizer.eos_token, tokenizer.chat_template = eos, template
     return tokenizer
+
+
+@lru_cache(maxsize=1)
+def _dialogues() -> list[str]:
+    from usp_lab.synthetic import draw
+
+    told = [with_profile(d.messages, d.profile) for d in draw("train", 60, 0)]
+    return [m["content"] for messages in told for m in messages]
 
 
 def _llama(tokenizer: PreTrainedTokenizerFast, context: int, seed: int) -> LlamaForCausalLM:
@@ -196,7 +206,7 @@ def _llama(tokenizer: PreTrainedTokenizerFast, context: int, seed: int) -> Llama
     return _made(LlamaForCausalLM, config, seed)
 
 
-def _ending(model: LlamaForCausalLM, tokenizer, share: float = 0.05) -> LlamaForCausalLM:
+def _ending(model: LlamaForCausalLM, tokenizer, share: float = 0.25) -> LlamaForCausalLM:
     """Have a model end its turn with a chance of about ``share`` a token, so that simulations end, too.
 
     One place of every hidden state is made to stand out, and the output row of ``<|eot_id|>`` reads it.
