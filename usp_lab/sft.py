@@ -75,6 +75,7 @@ def _train(train, validation, out: Path, s: SftSettings, key: str, fingerprint: 
     from usp_lab.models import quiet_bars
     from usp_lab.new_token import fit_row
     from usp_lab.optim import MuonAdamW
+    from usp_lab.rewording import reworded
     from usp_lab.trainer import (
         Bar,
         EarlyStop,
@@ -91,7 +92,8 @@ def _train(train, validation, out: Path, s: SftSettings, key: str, fingerprint: 
     train = drawn(train, steps * s.batch, s.seed)
     tokenizer, model, new_tokens = _start(train, s)
     counts: Counter[str] = Counter()
-    rows = encode(withhold_profiles(train, s), tokenizer, s, counts, "train")
+    told = reworded(train, s.reword, s.seed) if s.reword else withhold_profiles(train, s)
+    rows = encode(told, tokenizer, s, counts, "train")
     if s.end_token and s.base and new_tokens:
         end = tokenizer.get_vocab()[END_TOKEN]
         fit_row(model, rows.select(range(min(len(rows), _ROWS))), end)

@@ -21,6 +21,8 @@ class SftSettings:
             (`plato`).
         profile_dropout: share of training dialogues that are learned without their profile, so that
             one model can also speak as nobody in particular.
+        reword: share of a generator's training dialogues in which words that turns and profile share are exchanged
+            for others, so that it learns to copy what it has not met (`rewording`).
         end_token: end each dialogue with a user turn that is the end-of-dialogue token.
         base: checkpoint to start from (folder or hub id); "" starts from scratch at ``size``.
         size: a name in `models.SIZES`; vocab_size: of the tokenizer trained along; architecture: a
@@ -40,6 +42,7 @@ class SftSettings:
     speaker: str = "user"
     with_profile: bool = True
     profile_dropout: float = 0.0
+    reword: float = 0.0
     end_token: bool = False
     base: str = ""
     size: str = "2m"
@@ -71,6 +74,10 @@ class SftSettings:
             raise UspError(
                 f"optimizer={self.optimizer!r} with lora={self.lora}; choose adamw, or muon without "
                 "lora"
+            )
+        if not 0 <= self.reword <= 1 or (self.reword and self.speaker != GENERATOR):
+            raise UspError(
+                f"reword={self.reword} with speaker={self.speaker!r}; give a share of 0 to 1, of a generator"
             )
         if not 0 <= self.profile_dropout < 1:
             raise UspError(f"profile_dropout must lie in [0, 1), not {self.profile_dropout}")
