@@ -372,6 +372,29 @@ def test_judge_of_few_dialogues_says_what_it_did(corpus: Corpus) -> None:
         Judge(Corpus("a file", {"train": some[:2], "validation": [], "test": []}), Blind())
 
 
+class Casing:
+    """An encoder that sees a habit and nothing else: whether a text begins in lower case."""
+
+    def encode(self, texts) -> np.ndarray:
+        return np.array([[1.0, 0.0] if t.lstrip()[:1].islower() else [0.0, 1.0] for t in texts])
+
+
+def test_judge_with_a_style_encoder_sees_what_the_encoder_sees(corpus: Corpus) -> None:
+    judge = Judge(corpus, Blind(), style_encoder=Casing())
+    low, high = ["where is it", "ok"], ["Where is it?"]
+    scores = judge.score([low, low, [""]], [["fine"], high, low], "dialogue")
+    assert scores["style_sim"] == pytest.approx([1, 0, math.nan], nan_ok=True)
+    assert scores["ava"] == pytest.approx([1, 0, math.nan], nan_ok=True) and judge.notes == []
+    assert judge.style_auc(corpus.test, True).value > 0.6  # one habit tells some authors apart
+    blind = Judge(corpus, Blind(), style_encoder=Blind())
+    assert blind.style_auc(corpus.test, True).value == pytest.approx(0.5)
+    some = unknown_users([d for d in corpus.train if d.n_turns > 1][:20])
+    few = Corpus("a file", {"train": some[:14], "validation": some[14:16], "test": some[16:]})
+    assert (
+        len(Judge(few, Blind(), style_encoder=Casing()).notes) == 2
+    )  # two thresholds, cross-fitted
+
+
 def test_users_with_one_dialogue_each_are_as_good_as_unknown(corpus: Corpus) -> None:
     first = list({d.user_id: d for d in corpus.train}.values())
     singles = Corpus("a file", {"train": first, "validation": corpus.validation, "test": []})

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from usp_lab.chat import system_message
-from usp_lab.models import load_tokenizer, look_alike
+from usp_lab.look_alikes import look_alike
+from usp_lab.models import load_tokenizer
 from usp_lab.profile_generator import Written
 from usp_lab.reward import CycleReward
 from usp_lab.reward_server import RewardServer, messages_of

@@ -22,7 +22,8 @@ from usp_lab.data import Dialogue
 from usp_lab.decoding import Sampling
 from usp_lab.errors import UspError
 from usp_lab.guards import broken, summary
-from usp_lab.models import load_causal_lm, load_tokenizer, look_alike
+from usp_lab.look_alikes import look_alike
+from usp_lab.models import load_causal_lm, load_tokenizer
 from usp_lab.profile_generator import Written
 from usp_lab.reward import CycleReward, Terms, half_cosines
 from usp_lab.rlcc import order, train_rlcc

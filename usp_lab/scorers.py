@@ -5,7 +5,6 @@ Style is in `style`.
 """
 
 import math
-import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +15,6 @@ from tqdm.auto import tqdm
 from usp_lab.chat import Message, trained_mask
 
 _LOGITS = 40_000_000  # logits held at once: a batch has at most this many tokens x vocabulary
-_PIECE = 600  # characters encoded at once: about 150 tokens, where encoders cut at 128 to 512
 
 
 @torch.inference_mode()
@@ -95,28 +93,19 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def meaning(encoder, texts: Sequence[Sequence[str]]) -> np.ndarray:
     """Embed users' sides of dialogues: unit mean of the embeddings of their turns.
 
-    A turn longer than 600 characters is taken in pieces, so that nothing is cut off.
-
     Args:
-        encoder: `models.SentenceEncoder`, or anything with its ``encode``.
+        encoder: `encoders.SentenceEncoder`, or anything with its ``encode``; it cuts nothing off.
         texts: one list of turns a text.
 
     Returns:
         Shape (len(texts), dimension); a row of NaN for a text without words.
     """
-    pieces = [[p for turn in turns for p in _pieces(turn)] for turns in texts]
-    vectors = encoder.encode([p for row in pieces for p in row])
+    said = [[turn for turn in turns if turn.strip()] for turns in texts]
+    vectors = encoder.encode([turn for row in said for turn in row])
     out, start = np.full((len(texts), vectors.shape[1]), np.nan), 0
-    for i, row in enumerate(pieces):
+    for i, row in enumerate(said):
         if row:
             mean = vectors[start : start + len(row)].mean(axis=0)
             out[i] = mean / np.linalg.norm(mean)
         start += len(row)
     return out
-
-
-def _pieces(turn: str) -> list[str]:
-    """Cut a long turn between words; a turn without words has no piece."""
-    if not turn.strip():
-        return []
-    return [turn] if len(turn) <= _PIECE else textwrap.wrap(turn, _PIECE)

@@ -116,14 +116,21 @@ def _train(train, validation, out: Path, s: SftSettings, key: str, fingerprint: 
         peft_config=_lora(model, s, new_tokens),
         optimizers=(MuonAdamW(model, s.lr) if s.optimizer == "muon" else None, None),
     )
+    if s.lora and _sharded(trainer):
+        raise UspError(
+            f"lora={s.lora} cannot be merged into weights in shards (FSDP, ZeRO-3); train it on one GPU "
+            "or several whole copies (torchrun), or all weights (lora=0)"
+        )
     quiet(trainer, stop, Bar(out.name))
     with quiet_bars():
         trainer.train(resume_from_checkpoint=last and str(last))
     trainer.accelerator.wait_for_everyone()  # each has loaded the best weights
     curve = [h for h in trainer.state.log_history if "loss" in h or "eval_loss" in h]
     result = SftResult(out, curve, dict(counts), state.get("global_step", 0))
+    # gathered from all processes, where each holds a shard; LoRA's are merged when they are saved
+    weights = None if s.lora else trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
-        _save(trainer, tokenizer, result, replace(s, bf16=args.bf16), key, fingerprint)
+        _save(trainer, weights, tokenizer, result, replace(s, bf16=args.bf16), key, fingerprint)
     trainer.accelerator.wait_for_everyone()
     return result
 
@@ -194,7 +201,11 @@ def _key(train, validation, s: SftSettings) -> str:
     return digest.hexdigest()[:16]
 
 
-def _save(trainer, tokenizer, result: SftResult, s: SftSettings, key: str, fingerprint: str):
+def _sharded(trainer) -> bool:
+    return trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+
+
+def _save(trainer, weights, tokenizer, result: SftResult, s: SftSettings, key, fingerprint: str):
     """Save weights, published template and model card; then mark the run finished."""
     from usp_lab.models import quiet_bars
 
@@ -203,8 +214,10 @@ def _save(trainer, tokenizer, result: SftResult, s: SftSettings, key: str, finge
         model = model.merge_and_unload()
     ends = {tokenizer.eos_token_id, tokenizer.get_vocab()["<|eot_id|>"]} - {None}
     model.generation_config.eos_token_id = sorted(ends)
+    if s.repetition_penalty:
+        model.generation_config.repetition_penalty = s.repetition_penalty
     with quiet_bars():
-        model.save_pretrained(result.path)
+        model.save_pretrained(result.path, state_dict=weights)
     tokenizer.save_pretrained(result.path)
     card = model_card(s, result, model.num_parameters(), fingerprint)
     (result.path / "README.md").write_text(card, encoding="utf-8")

@@ -31,11 +31,13 @@ class SftSettings:
         epochs, max_steps: length; max_steps > 0 wins.
         batch: dialogues a step, over all processes; micro_batch: of these, how many a process
             computes at once (0: all of its own).
-        lr: peak learning rate (cosine, warm-up a tenth of the steps, 200 at most).
+        lr: peak learning rate (cosine, warm-up a tenth of the steps; under muon 200 at most).
         optimizer: "adamw", or "muon" for small models on one machine (`optim.MuonAdamW`).
         max_length: tokens a dialogue at the most; the rest is cut at whole turns and counted.
         patience: evaluations without a better validation loss before stopping early; evals:
             evaluations in a run.
+        repetition_penalty: kept in the model's generation settings, which whoever draws turns from it
+            reads; 0: as the base has it.
         bf16: autocast in bf16, on a machine that computes in it (`models.computes_bf16`); else fp32.
     """
 
@@ -58,6 +60,7 @@ class SftSettings:
     max_length: int = 1024
     patience: int = 3
     evals: int = 8
+    repetition_penalty: float = 0.0
     bf16: bool = True
     seed: int = 0
 
@@ -81,7 +84,7 @@ class SftSettings:
             )
         if not 0 <= self.profile_dropout < 1:
             raise UspError(f"profile_dropout must lie in [0, 1), not {self.profile_dropout}")
-        for name in ("lora", "max_steps", "micro_batch"):
+        for name in ("lora", "max_steps", "micro_batch", "repetition_penalty"):
             if getattr(self, name) < 0:
                 raise UspError(f"{name} must be 0 or more, not {getattr(self, name)}")
 

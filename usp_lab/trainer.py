@@ -89,8 +89,11 @@ def trainer_class() -> type[SFTTrainer]:
 
 def arguments(s: "SftSettings", folder: Path, steps: int) -> SFTConfig:
     """Return TRL's configuration of a run of ``steps`` steps."""
+    warmup = max(1, round(0.1 * steps))  # a tenth, as in USP's release
+    if s.optimizer == "muon":
+        warmup = min(200, warmup)
     return SFTConfig(
-        **common_arguments(s, folder, steps, warmup=min(200, max(1, round(0.1 * steps)))),
+        **common_arguments(s, folder, steps, warmup),
         max_length=None,  # we have cut at whole turns; TRL would cut anywhere
         activation_checkpointing=torch.cuda.is_available(),
     )
