@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from usp_lab.canvas import BLACK, CHARS, GREY, as_plot, line, looks, n_text, panels, wrap
+from usp_lab.canvas import BLACK, CHARS, GREY, as_plot, given, line, looks, n_text, panels, wrap
 
 _QUANTITIES = {
     "survival": "share of users still there",
@@ -52,13 +52,14 @@ def stopping_curves(table: pd.DataFrame) -> Figure:
 
 @as_plot("arm predicted value low high n", text="arm", floats="predicted value low high n")
 def reliability(table: pd.DataFrame) -> Figure:
-    """Draw how often users ended against how probable an arm called it, one panel an arm.
+    """Draw how often something happened against how probable an arm called it, one panel an arm.
 
     On the dashed diagonal probabilities mean what they say.
 
     Args:
-        table: arm, predicted (mean probability of a bin, 0 to 1), value (share that ended), low,
-            high, n (decisions), as `termination.reliability` gives them.
+        table: arm, predicted (mean probability of a bin, 0 to 1), value (share in which it happened), low,
+            high, n, as `termination.reliability` gives them; as wished event ("an end") and happened
+            ("that ended"), in words.
     """
     look = looks(table["arm"])
     fig, axes, columns = panels([2.2] * len(look), share_y=True)
@@ -69,10 +70,10 @@ def reliability(table: pd.DataFrame) -> Figure:
         ax.vlines(own["predicted"], own["low"], own["high"], color="#333333", linewidth=1.2)
         ax.set_title(wrap(one.label, CHARS[columns]))
         n = n_text([own["n"].sum()]) if len(own) else "not scored"
-        ax.set_xlabel(f"predicted probability of an end\n{n}")
+        ax.set_xlabel(f"predicted probability of {given(table, 'event', 'an end')}\n{n}")
         ax.set_xlim(-0.03, 1.03)
         ax.set_ylim(-0.03, 1.03)
     for ax in axes[::columns]:
-        ax.set_ylabel("share that ended")
+        ax.set_ylabel(f"share {given(table, 'happened', 'that ended')}")
     fig.supxlabel("dashed: as predicted, line: 95 % interval", fontsize=8)
     return fig
