@@ -75,7 +75,7 @@ def verdicts(
     """Tell of each metric whether it sees each break.
 
     Args:
-        rows: of `respond`, with a column ``break``; doses from 0 on.
+        rows: of `respond`, with a column ``break`` and doses from 0 on. A replicate with a NaN is left out.
         meant: break -> the metrics that must see it.
         lower: metrics for which lower is better.
         seed: of the intervals.
@@ -98,6 +98,7 @@ def verdicts(
         seen = [d for d in aucs if all(aucs[e] >= LEAST_AUC for e in aucs if e >= d)]
         half = min(pairs, key=lambda d: abs(d - AT))
         auc = stats.auc(pairs[half], broken_one, [*wide.index, *wide.index], "replicate", seed)
+        monotony = monotony if len(wide) else auc  # NaN both
         sees = monotony.value >= LEAST_MONOTONY and auc.value >= LEAST_AUC
         verdict = "sees it" if sees else "failed" if must else "blind to it"
         named = {"break": broken, "metric": metric, "monotony": monotony, "auc": auc}

@@ -17,7 +17,7 @@ from usp_lab import distributions
 from usp_lab.adv import adv_distances
 from usp_lab.calibration import Score, respond
 from usp_lab.data import Dialogue
-from usp_lab.distributions import PRDC, Unscorable
+from usp_lab.distributions import FEWEST, PRDC, Unscorable
 from usp_lab.diversity import Cloud, turn_cloud, user_sides, whole_dialogues
 from usp_lab.evaluate import owners
 from usp_lab.metrics import pairwise_difference
@@ -62,7 +62,9 @@ def turns_score(
     def score(said: np.ndarray, gone: np.ndarray) -> dict[str, float]:
         g, r = np.where(gone, places, own)[said], own[~said]
         parts = near[np.ix_(r, r)], near[np.ix_(g, g)], near[np.ix_(r, g)]
-        area = _or_nan(["mauve"], lambda: {"mauve": distributions.mauve_of(labels, g, r)})
+        area = {"mauve": math.nan}
+        if min(len(g), len(r)) >= FEWEST:
+            area = {"mauve": distributions.mauve_of(labels, g, r)}
         return area | _or_nan(list(PRDC), lambda: distributions.prdc_of(*parts, k))
 
     return score

@@ -17,6 +17,7 @@ from usp_lab.errors import UspError
 from usp_lab.stats import Estimate
 
 PRDC = {"precision": (0, 1), "recall": (0, 1), "density": (0, math.inf), "coverage": (0, 1)}
+FEWEST = 10  # vectors a side that MAUVE is computed for
 _CURVE = np.linspace(1e-6, 1 - 1e-6, 25)  # mixtures on the frontier, as in mauve-text
 _GROUPS = 100  # users are left out one by one up to so many, and in so many groups beyond
 
@@ -192,7 +193,7 @@ def mauve(
         seeds: of k-means.
     """
     try:
-        first, second = _checked(first, second, least=10)
+        first, second = _checked(first, second, least=FEWEST)
     except Unscorable as why:
         return Scored(Estimate(math.nan, math.nan, math.nan, len(first), unit), str(why))
     k = k or bucket_number(min(len(first), len(second)))

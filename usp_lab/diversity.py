@@ -15,12 +15,11 @@ import pandas as pd
 
 from usp_lab import distributions
 from usp_lab.data import Dialogue
-from usp_lab.distributions import Scored, Unscorable, leave_one_out, leave_one_out_each
+from usp_lab.distributions import FEWEST, Scored, Unscorable, leave_one_out, leave_one_out_each
 from usp_lab.errors import UspError
 from usp_lab.evaluate import row
 from usp_lab.scorers import meaning
 
-_FEWEST = 10  # turns in a half that MAUVE is computed for
 _FREE = (-math.inf, math.inf)
 
 
@@ -94,6 +93,9 @@ class AgainstReal:
         half: of each user, in which half (`halves`).
         k: neighbours of precision, recall, density and coverage.
         seeds: of MAUVE's k-means.
+
+    Raises:
+        UspError: turns of a user who is in neither half.
     """
 
     def __init__(
@@ -106,20 +108,22 @@ class AgainstReal:
     ) -> None:
         self.k, x = k, np.concatenate([said.x, real.x])
         place = {u: i for i, u in enumerate(half)}
+        if strangers := [u for u in (*said.users, *real.users) if u not in place]:
+            raise UspError(f"turns of {strangers[0]!r}, who is in neither half; halve all users")
         self._user = np.array([place[u] for u in (*said.users, *real.users)], int)
         side = np.array(list(half.values()), bool)[self._user]
         arm = np.arange(len(x)) < len(said.x)
         self._folds = [(arm & (side == s), ~arm & (side != s)) for s in (True, False)]
         self._fewest = min(int(part.sum()) for fold in self._folds for part in fold)
         self._near, self._labels, self._known = distributions.distances(x, x), None, {}
-        if self._fewest >= _FEWEST:
+        if self._fewest >= FEWEST:
             number = distributions.bucket_number(self._fewest)
             self._labels = distributions.buckets(x, number, seeds)
 
     def mauve(self, kept: np.ndarray) -> dict[str, float]:
         """Return MAUVE, averaged over seeds and both ways, of the users kept (boolean, in the order of ``half``)."""
         if self._labels is None:
-            raise Unscorable(f"{self._fewest} turns in a half, at least {_FEWEST} are needed")
+            raise Unscorable(f"{self._fewest} turns in a half, at least {FEWEST} are needed")
         labels = self._labels
         return self._both(
             "mauve", lambda g, r: {"mauve": distributions.mauve_of(labels, g, r)}, kept
@@ -142,6 +146,15 @@ class AgainstReal:
             both = [compare(*(np.flatnonzero(part & keep) for part in f)) for f in self._folds]
             self._known[key] = {m: float(np.mean([b[m] for b in both])) for m in both[0]}
         return self._known[key]
+
+
+def most_neighbours(
+    arms: Mapping[str, Cloud], real: Cloud, half: Mapping[Hashable, bool], k: int
+) -> int:
+    """Return ``k``, or where turns are few a third of the fewest that a half has (1 at least)."""
+    sides = [[half[u] for u in cloud.users] for cloud in (*arms.values(), real)]
+    fewest = min(min(sum(side), len(side) - sum(side)) for side in sides)
+    return max(1, min(k, fewest // 3))
 
 
 def distribution_estimates(

@@ -86,6 +86,8 @@ def dose_response(table: pd.DataFrame) -> Figure:
     )
     for ax, metric in zip(axes, names, strict=True):
         ax.xaxis.set_major_formatter(PercentFormatter(1))
+        if table.loc[table["metric"] == metric, "value"].isna().all():
+            ax.set_yticks([])
         for broken, look in shown.items():
             own = table[(table["metric"] == metric) & (table["break"] == broken)]
             own = own[own["value"].notna()].sort_values("dose")
@@ -93,6 +95,6 @@ def dose_response(table: pd.DataFrame) -> Figure:
                 line(ax, own, "dose", "value", look, size=5)
                 ax.axhline(own["value"].iloc[0], color=BLACK, linewidth=1, linestyle="--", zorder=1)
     foot = "; ".join(look.label for look in shown.values())
-    foot += f"\nband: 95 % of replicates ({n_text(table['n'])}), dashed: intact"
+    foot += f"\nband: 95 % of replicates ({n_text(table.loc[table['value'].notna(), 'n'])}), dashed: intact"
     fig.supxlabel(foot, fontsize=8)
     return fig
