@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 from sklearn.feature_extraction.text import HashingVectorizer
 
-from usp_lab import calibration, collapse, synthetic
-from usp_lab.calibration import DOSES, curves, respond, verdicts
+from usp_lab import collapse, synthetic, verdicts
 from usp_lab.data import Dialogue
 from usp_lab.diversity import Cloud
 from usp_lab.errors import UspError
+from usp_lab.verdicts import DOSES, curves, judge, respond
 
 NAN = math.nan
 USERS = [f"u{i}" for i in range(30) for _ in range(4)]
@@ -157,7 +157,7 @@ def test_every_metric_is_asked_and_the_known_collapse_is_seen():
     asked = {b: set(own["metric"]) for b, own in rows.groupby("break")}
     assert all(set(must) <= asked[b] for b, must in collapse.MEANT.items())
     assert asked["collapse"] - asked["foreign"] == {"first_turn_diversity"}
-    judged = verdicts(rows, collapse.MEANT, collapse.LOWER_IS_BETTER).set_index(["break", "metric"])
+    judged = judge(rows, collapse.MEANT, collapse.LOWER_IS_BETTER).set_index(["break", "metric"])
     for metric in ("vendi_ratio", "adv", "first_turn_diversity", "between_share"):
         assert judged.loc[("collapse", metric), "verdict"] == "sees it", metric
     fall = means(rows[rows["break"] == "collapse"])
@@ -177,7 +177,7 @@ def test_a_metric_that_sees_one_that_is_blind_and_one_that_looks_the_wrong_way()
         noisy=lambda d, r: -0.01 * d + (r * 7919 % 12),
     )
     meant = {"b": ["sees", "wrong", "distance", "noisy"]}
-    found = verdicts(rows, meant, lower=["distance"]).set_index("metric")
+    found = judge(rows, meant, lower=["distance"]).set_index("metric")
     told = {"sees": "sees it", "stays": "blind to it", "wrong": "failed", "distance": "sees it", "noisy": "failed"}  # fmt: skip
     assert found["verdict"].to_dict() == told
     monotony, auc = ({m: e.value for m, e in found[c].items()} for c in ("monotony", "auc"))
@@ -191,13 +191,13 @@ def test_a_metric_that_sees_one_that_is_blind_and_one_that_looks_the_wrong_way()
 
 def test_what_was_never_scored_has_no_verdict_and_no_number():
     rows = responses(never=lambda d, r: NAN, once=lambda d, r: NAN if r else -d)
-    found = verdicts(rows, {"b": ["never"]}).set_index("metric")
+    found = judge(rows, {"b": ["never"]}).set_index("metric")
     assert found.loc["never", "verdict"] == "not scored"
     assert np.isnan(found.loc["never", "monotony"].value) and np.isnan(
         found.loc["never", "auc"].value
     )
     assert found.loc["once", "verdict"] == "sees it" and found.loc["once", "monotony"].n == 1
-    tidy = calibration.estimates(found.reset_index())
+    tidy = verdicts.estimates(found.reset_index())
     assert set(tidy["metric"]) == {"b_monotony", "b_auc"} and set(tidy["arm"]) == {"never", "once"}
 
 

@@ -4,7 +4,7 @@ Two breaks. `collapse`: a share of what is said becomes one outsider's (mode col
 becomes the assistant's, whom no user sounds like.
 
 stand_ins = {"collapse": outsider(validation, targets), "foreign": as_assistant(targets)}
-verdicts(calibrate(encoder, targets, stand_ins, twins, openings), MEANT, LOWER_IS_BETTER)
+judge(calibrate(encoder, targets, stand_ins, twins, openings), MEANT, LOWER_IS_BETTER)
 """
 
 import math
@@ -15,13 +15,13 @@ import pandas as pd
 
 from usp_lab import distributions
 from usp_lab.adv import adv_distances
-from usp_lab.calibration import Score, respond
 from usp_lab.data import Dialogue
 from usp_lab.distributions import FEWEST, PRDC, Unscorable
 from usp_lab.diversity import Cloud, turn_cloud, user_sides, whole_dialogues
 from usp_lab.evaluate import owners
 from usp_lab.metrics import pairwise_difference
 from usp_lab.variety import intraclass, trait_values
+from usp_lab.verdicts import Score, respond
 
 # What each break must move. Others need not see it: precision asks whether what is said is real, and
 # one real user's turns are; nor do an assistant's turns lack variety.

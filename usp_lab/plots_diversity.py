@@ -70,7 +70,7 @@ def dose_response(table: pd.DataFrame) -> Figure:
 
     Args:
         table: break ("collapse", "foreign"), metric, dose (share replaced, 0 to 1), value, low, high,
-            n (replicates), verdict, as `collapse.verdicts` gives it.
+            n (replicates), verdict, as `verdicts.judge` gives it.
     """
     names = list(table["metric"].unique())
     shown = {b: look for b, look in _BREAKS.items() if (table["break"] == b).any()}

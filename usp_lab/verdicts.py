@@ -1,7 +1,7 @@
 """Metrics put to the test: something real is broken at known doses, and each metric must say so.
 
 rows = respond(score, users)  # at every dose, for random halves of the users
-verdicts(rows.assign(**{"break": "collapse"}), {"collapse": ["recall"]})
+judge(rows.assign(**{"break": "collapse"}), {"collapse": ["recall"]})
 
 A score is a function of two masks over items, (those that speak, those of them that are replaced), and
 returns metric -> value.
@@ -66,7 +66,7 @@ def respond(
     return pd.DataFrame(rows)
 
 
-def verdicts(
+def judge(
     rows: pd.DataFrame,
     meant: Mapping[str, Collection[str]],
     lower: Collection[str] = (),
@@ -108,7 +108,7 @@ def verdicts(
 
 
 def estimates(judged: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of `verdicts` as tidy ones: metric ``<break>_monotony`` and ``<break>_auc``, arm the metric."""
+    """Return the rows of `judge` as tidy ones: metric ``<break>_monotony`` and ``<break>_auc``, arm the metric."""
     rows = [
         {"metric": f"{v['break']}_{what}", "arm": v["metric"], **v[what].as_dict()}
         for v in judged.to_dict("records")
