@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from usp_lab import load_dialogues
-from usp_lab.models import new_llama, new_tokenizer
+from usp_lab.models import new_model, new_tokenizer
 from usp_lab.sft import SftSettings
 from usp_lab.sft_data import encode, to_messages
 from usp_lab.trainer import CpuSFTTrainer, arguments, quiet, schedule
@@ -41,7 +41,7 @@ def seconds(kind: type[SFTTrainer], rows, tokenizer, s: SftSettings, steps: int)
         args = arguments(s, Path(folder), steps + 1)
         args.eval_strategy = args.save_strategy = "no"
         args.load_best_model_at_end = False
-        model = new_llama(tokenizer, s.size, 2048)
+        model = new_model(tokenizer, s.size, 2048)
         trainer = kind(model=model, args=args, train_dataset=rows, processing_class=tokenizer)
         quiet(trainer, clock := Clock())
         trainer.train()
@@ -67,7 +67,7 @@ def main() -> None:
     for _ in range(options.rounds):
         for name, kind in kinds.items():
             found[name] += seconds(kind, rows, tokenizer, s, options.steps)
-    model = new_llama(tokenizer, s.size)
+    model = new_model(tokenizer, s.size)
     print(
         f"{model.num_parameters():,} parameters, vocabulary {len(tokenizer)}, batch {s.batch} of "
         f"{np.mean(lengths):.0f} tokens, {'bf16' if s.bf16 else 'fp32'}, "

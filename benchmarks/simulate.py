@@ -28,7 +28,7 @@ from transformers import DynamicCache, PreTrainedTokenizerFast
 from usp_lab import simulate
 from usp_lab.chat import SPECIAL_TOKENS, SYSTEM_PROMPT, Message, chat_template, system_message
 from usp_lab.decoding import Sampling
-from usp_lab.models import SIZES, new_llama
+from usp_lab.models import SIZES, new_model
 from usp_lab.simulators import UserSimulator
 
 WORDS = [f"w{i}" for i in range(2500)]
@@ -61,7 +61,7 @@ def new_simulator(size: str, turns: int, seed: int) -> UserSimulator:
     """Return a simulator with random weights that writes varied words and ends turns by chance."""
     tokenizer = word_tokenizer()
     context = 2 * PROFILE + turns * (TURN.max_new_tokens + REPLY[1] + 16)
-    model = new_llama(tokenizer, size, context, seed).eval()
+    model = new_model(tokenizer, size, context, seed).eval()
     with torch.no_grad():
         for name, weights in model.named_parameters():
             if weights.dim() == 2 and "embed" not in name:

@@ -24,7 +24,7 @@ from usp_lab.chat import END_TOKEN, read_profile
 from usp_lab.data import Corpus, Dialogue
 from usp_lab.engines import Sampling
 from usp_lab.errors import UspError
-from usp_lab.models import new_llama, new_tokenizer, sentence_encoder
+from usp_lab.models import new_model, new_tokenizer, sentence_encoder
 from usp_lab.simulate import UserSimulator
 
 
@@ -173,7 +173,7 @@ def test_next_turns_have_seeds_of_their_own() -> None:
 
 def test_next_turns_of_a_model_skip_what_its_context_cannot_hold() -> None:
     tokenizer = new_tokenizer(["one two three four"], vocab_size=300)
-    model = new_llama(tokenizer, "0.3m", context=160).eval()
+    model = new_model(tokenizer, "0.3m", context=160).eval()
     simulator = UserSimulator(model, tokenizer, Sampling(max_new_tokens=4), "random")
     long = dialogue("long", "one", "two " * 200, "three", user="t")
     turns = next_turns(simulator, "plato", [FOUR[0], long])
@@ -370,6 +370,29 @@ def test_judge_of_few_dialogues_says_what_it_did(corpus: Corpus) -> None:
     assert judge.style_auc(few.test[:1], False).n == 0  # no pair of two authors
     with pytest.raises(UspError, match="with two texts"):
         Judge(Corpus("a file", {"train": some[:2], "validation": [], "test": []}), Blind())
+
+
+class Casing:
+    """An encoder that sees a habit and nothing else: whether a text begins in lower case."""
+
+    def encode(self, texts) -> np.ndarray:
+        return np.array([[1.0, 0.0] if t.lstrip()[:1].islower() else [0.0, 1.0] for t in texts])
+
+
+def test_judge_with_a_style_encoder_sees_what_the_encoder_sees(corpus: Corpus) -> None:
+    judge = Judge(corpus, Blind(), style_encoder=Casing())
+    low, high = ["where is it", "ok"], ["Where is it?"]
+    scores = judge.score([low, low, [""]], [["fine"], high, low], "dialogue")
+    assert scores["style_sim"] == pytest.approx([1, 0, math.nan], nan_ok=True)
+    assert scores["ava"] == pytest.approx([1, 0, math.nan], nan_ok=True) and judge.notes == []
+    assert judge.style_auc(corpus.test, True).value > 0.6  # one habit tells some authors apart
+    blind = Judge(corpus, Blind(), style_encoder=Blind())
+    assert blind.style_auc(corpus.test, True).value == pytest.approx(0.5)
+    some = unknown_users([d for d in corpus.train if d.n_turns > 1][:20])
+    few = Corpus("a file", {"train": some[:14], "validation": some[14:16], "test": some[16:]})
+    assert (
+        len(Judge(few, Blind(), style_encoder=Casing()).notes) == 2
+    )  # two thresholds, cross-fitted
 
 
 def test_users_with_one_dialogue_each_are_as_good_as_unknown(corpus: Corpus) -> None:

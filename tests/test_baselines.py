@@ -23,8 +23,8 @@ from usp_lab.baselines import (
 from usp_lab.chat import END_TOKEN, is_closing, read_profile, system_message
 from usp_lab.data import Dialogue, load_dialogues
 from usp_lab.errors import UspError
+from usp_lab.look_alikes import look_alike
 from usp_lab.metrics import profile_copy
-from usp_lab.models import look_alike
 from usp_lab.persona import first_person, read_persona, someone_who
 from usp_lab.prompted import intent_of
 from usp_lab.roleplay import quotable, texts

@@ -11,8 +11,10 @@ from usp_lab import embedded, models, synthetic
 from usp_lab.assistants import scripted
 from usp_lab.embedded import RECIPES, Stage, deepen, make, provenance
 from usp_lab.errors import UspError
-from usp_lab.models import EMBEDDED, load_causal_lm, load_tokenizer, look_alike
-from usp_lab.sft import FINAL, SftSettings
+from usp_lab.finished import FINAL
+from usp_lab.look_alikes import look_alike
+from usp_lab.models import EMBEDDED, load_causal_lm, load_tokenizer
+from usp_lab.sft import SftSettings
 from usp_lab.simulate import UserSimulator, simulate
 
 NAMES = sorted(RECIPES)

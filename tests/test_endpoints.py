@@ -34,7 +34,8 @@ from usp_lab.endpoints import (
 )
 from usp_lab.engines import Sampling
 from usp_lab.errors import UspError
-from usp_lab.models import load_tokenizer, look_alike
+from usp_lab.look_alikes import look_alike
+from usp_lab.models import load_tokenizer
 from usp_lab.simulate import UserSimulator, simulate
 from usp_lab.simulators import identity
 

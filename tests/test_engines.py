@@ -9,7 +9,8 @@ from scipy.stats import chisquare, kstest
 from usp_lab.decoding import Draw, Sampling, streams, uniform
 from usp_lab.engines import LocalEngine
 from usp_lab.errors import UspError
-from usp_lab.models import load_causal_lm, load_tokenizer, look_alike
+from usp_lab.look_alikes import look_alike
+from usp_lab.models import load_causal_lm, load_tokenizer
 
 GREEDY = Sampling(temperature=0, max_new_tokens=24)
 SAMPLED = Sampling(temperature=0.8, top_p=0.95, max_new_tokens=24)

@@ -12,7 +12,7 @@ from usp_lab.data import Dialogue
 from usp_lab.engines import Sampling
 from usp_lab.errors import UspError
 from usp_lab.estimate import _taken, _total, estimate
-from usp_lab.models import look_alike
+from usp_lab.look_alikes import look_alike
 from usp_lab.simulate import UserSimulator, simulate
 
 PRICE = SimpleNamespace(price_in=1.0, price_out=10.0)

@@ -345,7 +345,8 @@ def test_command_line_says_what_happened(no_key, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def generator(tmp_path_factory):
-    from usp_lab.models import load_tokenizer, look_alike
+    from usp_lab.look_alikes import look_alike
+    from usp_lab.models import load_tokenizer
     from usp_lab.profile_generator import ProfileGenerator
 
     folder = look_alike(tmp_path_factory.mktemp("generator"), context=512)

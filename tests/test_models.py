@@ -5,11 +5,10 @@ import shutil
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from usp_lab import models
+from usp_lab import look_alikes, models
 from usp_lab.chat import chat_template
 from usp_lab.errors import UspError
 from usp_lab.models import load_causal_lm, load_tokenizer, weights_fingerprint
@@ -17,7 +16,7 @@ from usp_lab.models import load_causal_lm, load_tokenizer, weights_fingerprint
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory) -> Path:
-    return models.look_alike(tmp_path_factory.mktemp("models") / "usp")
+    return look_alikes.look_alike(tmp_path_factory.mktemp("models") / "usp")
 
 
 @pytest.fixture
@@ -49,12 +48,12 @@ def test_look_alike_has_the_release_s_form(release):
 
 
 def test_seed_decides_the_weights(release):
-    tokenizer, saved = load_tokenizer(release), load_causal_lm(release)
-    again, other = (models.new_llama(tokenizer, "0.3m", 512, seed) for seed in (0, 1))
-    assert weights_fingerprint(again) == weights_fingerprint(saved) != weights_fingerprint(other)
+    tokenizer = load_tokenizer(release)
+    again, same, other = (models.new_model(tokenizer, "0.3m", 512, seed) for seed in (0, 0, 1))
+    assert weights_fingerprint(again) == weights_fingerprint(same) != weights_fingerprint(other)
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
-    models.new_llama(tokenizer, "0.3m")
+    models.new_model(tokenizer, "0.3m")
     assert torch.equal(before, torch.random.get_rng_state())
 
 
@@ -200,21 +199,4 @@ def test_damaged_tokenizer(copy):
 
 def test_unknown_size(release):
     with pytest.raises(UspError, match="no model size '3b'; choose one of 0.3m"):
-        models.new_llama(load_tokenizer(release), "3b")
-
-
-def test_sentence_encoder():
-    encoder = models.sentence_encoder()
-    texts = ["a flat in Lisbon", " ", "an apartment in Lisbon", "how do I sharpen a chisel"]
-    a, blank, b, c = rows = encoder.encode(texts)
-    assert rows.shape == (4, 384) and rows.dtype == np.float32
-    assert np.isnan(blank).all() and np.allclose(np.linalg.norm([a, b, c], axis=1), 1, atol=1e-5)
-    assert a @ b > 0.6 > a @ c
-    assert np.array_equal(encoder.encode(texts[::-1])[::-1], rows, equal_nan=True)
-    assert encoder.encode([]).shape == (0, 384)
-    assert models.sentence_encoder() is encoder
-
-
-def test_sentence_encoder_that_is_not_there():
-    with pytest.raises(UspError, match="sentence encoder"):
-        models.SentenceEncoder("/no/where")
+        models.new_model(load_tokenizer(release), "3b")

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from usp_lab.models import load_causal_lm, load_tokenizer, look_alike
+from usp_lab.look_alikes import look_alike
+from usp_lab.models import load_causal_lm, load_tokenizer
 from usp_lab.new_token import fit_row, turn_starts
 
 TOKEN = 300

@@ -15,7 +15,7 @@ from usp_lab import load_dialogues, scorers, style, synthetic
 from usp_lab.chat import END_TOKEN, system_message, token_ids
 from usp_lab.engines import Sampling
 from usp_lab.errors import UspError
-from usp_lab.models import new_llama, new_tokenizer, sentence_encoder
+from usp_lab.models import new_model, new_tokenizer, sentence_encoder
 from usp_lab.scorers import cosine, meaning, turn_nll
 from usp_lab.simulate import UserSimulator
 from usp_lab.style import StyleScorer, author_pairs, best_threshold, distort
@@ -65,7 +65,7 @@ def simulator() -> UserSimulator:
     texts = [m["content"] for d in DIALOGUES for m in d]
     tokenizer = new_tokenizer(texts, vocab_size=400, extra_tokens=[END_TOKEN])
     return UserSimulator(
-        new_llama(tokenizer, "0.3m", context=256).eval(), tokenizer, Sampling(), "random"
+        new_model(tokenizer, "0.3m", context=256).eval(), tokenizer, Sampling(), "random"
     )
 
 
@@ -152,8 +152,6 @@ def test_no_end_of_a_long_turn_is_cut_off() -> None:
     encoder, start = sentence_encoder("minilm"), "We talked about the weather of the day. " * 40
     texts = [[start], [start + "The dog barked at the postman and bit him. " * 20]]
     assert cosine(*meaning(encoder, texts)[:, None])[0] < 0.95
-    one = encoder.encode([t[0] for t in texts])
-    assert cosine(*one[:, None])[0] > 0.99  # the encoder alone never gets there
 
 
 def test_meaning_with_the_packaged_encoder() -> None:

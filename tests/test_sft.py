@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,10 +16,11 @@ import pytest
 import torch
 from trl import SFTTrainer
 
-from usp_lab import models, optim, sft, trainer
+from usp_lab import look_alikes, models, optim, profile_generator, sft, trainer
 from usp_lab.chat import END_TOKEN
 from usp_lab.data import Dialogue, load_dialogues
 from usp_lab.errors import UspError
+from usp_lab.profile_generator import ProfileGenerator
 from usp_lab.sft import SftSettings, train_sft
 from usp_lab.sft_data import encode, withhold_profiles
 from usp_lab.simulate import ModelAssistant, UserSimulator
@@ -62,7 +64,7 @@ def whole(tmp_path_factory) -> sft.SftResult:
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory) -> Path:
-    return models.look_alike(tmp_path_factory.mktemp("base"))
+    return look_alikes.look_alike(tmp_path_factory.mktemp("base"))
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -179,7 +181,7 @@ def test_every_parameter_moves(tmp_path, optimizer):
     s = replace(TINY, max_steps=2, evals=1, optimizer=optimizer)  # the first at learning rate 0
     result = train_sft(TRAIN, VALIDATION, tmp_path / "m", s)
     tokenizer = models.load_tokenizer(result.path)
-    before = models.new_llama(tokenizer, "0.3m", 2048, TINY.seed).state_dict()
+    before = models.new_model(tokenizer, "0.3m", 2048, TINY.seed).state_dict()
     after = weights(result.path)
     assert before.keys() == after.keys()
     assert [name for name in before if torch.equal(before[name], after[name])] == []
@@ -227,6 +229,29 @@ def test_assistant_is_trained_by_the_same_function(tmp_path):
     assistant = ModelAssistant.from_pretrained(result.path, max_new_tokens=8)
     assert len(assistant.reply([TRAIN[0].messages[:1]], [0])) == 1
     assert "# An assistant, without profiles" in (result.path / "README.md").read_text()
+    with pytest.raises(UspError, match="does not speak as the user"):
+        UserSimulator.from_pretrained(result.path)
+
+
+@pytest.mark.parametrize("architecture", models.ARCHITECTURES)
+def test_profile_generator_is_trained_by_the_same_function(tmp_path, architecture):
+    s = replace(
+        TINY, speaker="generator", architecture=architecture, max_steps=60, evals=2, lr=1e-2
+    )
+    s = replace(s, max_length=400)
+    result = train_sft(TRAIN, VALIDATION, tmp_path / "m", s)
+    assert "# A profile generator, from user turns" in (result.path / "README.md").read_text()
+    generator = ProfileGenerator.from_pretrained(result.path, max_new_tokens=48)
+    assert generator.model.config.model_type == architecture
+    row = encode(TRAIN[1:2], generator.tokenizer, s, Counter(), "test")[0]
+    read = generator.tokenizer.decode(row["input_ids"])
+    assert profile_generator.INSTRUCTION + ".\n[User]: where in Porto" in read
+    assert "Try the old town" not in read  # user turns only
+    assert trained_text(generator.tokenizer, TRAIN[1], s) == [f"{TRAIN[1].profile}<|eot_id|>"]
+    written = [w.text for w in generator.write(VALIDATION)]
+    assert len(written) == len(VALIDATION) and result.best_loss < 2.5
+    if architecture == "llama":  # the other takes more steps until it writes whole sentences
+        assert all(re.fullmatch(r"You are going to \w+\.\n\nYou want .*", w) for w in written)
     with pytest.raises(UspError, match="does not speak as the user"):
         UserSimulator.from_pretrained(result.path)
 
@@ -279,7 +304,7 @@ def test_base_without_template_or_header_tokens(tmp_path, lora):
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words, unk_token="<unk>", eos_token="</s>", pad_token="</s>"
     )
-    models.new_llama(tokenizer, "0.3m", 512).save_pretrained(tmp_path / "base")
+    models.new_model(tokenizer, "0.3m", 512).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     s = replace(TINY, base=str(tmp_path / "base"), max_steps=4, evals=1, max_length=512, lora=lora)
     result = train_sft(TRAIN, VALIDATION, tmp_path / "m", s)
@@ -577,8 +602,12 @@ def test_bad_input_from_python(release, tmp_path, monkeypatch):
     with pytest.raises(UspError, match="no validation dialogue"):
         train_sft(TRAIN, [], out, TINY)
     bare = [d.model_copy(update={"profile": None}) for d in TRAIN]
-    with pytest.raises(UspError, match="training dialogue 0 has no profile; train without"):
+    with pytest.raises(
+        UspError, match="training dialogue 0 has no profile; build profiles first, or train without"
+    ):
         train_sft(bare, VALIDATION, out, TINY)
+    with pytest.raises(UspError, match="training dialogue 0 has no profile; build profiles first$"):
+        train_sft(bare, VALIDATION, out, replace(TINY, speaker="generator"))
     with pytest.raises(UspError, match="base and out are both"):
         train_sft(TRAIN, VALIDATION, release, replace(TINY, base=str(release)))
     with pytest.raises(UspError, match="max_length=1024 but .* has a context of 512; lower it"):
@@ -646,3 +675,41 @@ def test_muon_in_fp32_steps_as_torch_does():
         assert (a - b).norm() < 0.02 * moved and moved > 0.1
         assert x["param_groups"] == y["param_groups"]
         assert torch.equal(x["state"][0]["momentum_buffer"], y["state"][0]["momentum_buffer"])
+
+
+def test_warm_up_is_a_tenth_as_released_and_short_under_muon(tmp_path):
+    for optimizer, steps in (("adamw", 412), ("muon", 200)):
+        args = trainer.arguments(replace(TINY, optimizer=optimizer), tmp_path, 4119)
+        assert args.warmup_steps == steps, optimizer
+    assert trainer.arguments(TINY, tmp_path, 3).warmup_steps == 1
+
+
+def test_repetition_penalty_is_kept_with_the_model(release, tmp_path):
+    own = train_sft(
+        TRAIN, VALIDATION, tmp_path / "own", replace(TINY, max_steps=1, repetition_penalty=1.3)
+    )
+    assert UserSimulator.from_pretrained(own.path).sampling.repetition_penalty == 1.3
+    base = replace(TINY, max_steps=1, base=str(release))
+    kept = train_sft(TRAIN, VALIDATION, tmp_path / "kept", base)
+    assert UserSimulator.from_pretrained(kept.path).sampling.repetition_penalty == 1.2
+
+
+def test_weights_in_shards_are_gathered_before_they_are_saved(
+    whole, release, tmp_path, monkeypatch
+):
+    """As FSDP and ZeRO-3 do: what is saved is what the processes' shards amount to together."""
+    gathered = []
+
+    def get_state_dict(self, model, unwrap=True):
+        gathered.append(model)
+        return {
+            k: torch.full_like(v, 0.5) for k, v in self.unwrap_model(model).state_dict().items()
+        }
+
+    monkeypatch.setattr("accelerate.Accelerator.get_state_dict", get_state_dict)
+    result = train_sft(TRAIN, VALIDATION, tmp_path / "m", replace(TINY, max_steps=1))
+    assert len(gathered) == 1 and all((w == 0.5).all() for w in weights(result.path).values())
+    monkeypatch.setattr(sft, "_sharded", lambda trainer: True)
+    with pytest.raises(UspError, match="lora=2 cannot be merged into weights in shards"):
+        lora = replace(TINY, max_steps=1, lora=2, base=str(release))
+        train_sft(TRAIN, VALIDATION, tmp_path / "lora", lora)

@@ -27,7 +27,8 @@ from usp_lab.endpoint_requests import _LIMIT
 from usp_lab.endpoints import Endpoint, RequestFailed
 from usp_lab.engines import Sampling
 from usp_lab.errors import UspError
-from usp_lab.models import load_causal_lm, load_tokenizer, look_alike
+from usp_lab.look_alikes import look_alike
+from usp_lab.models import load_causal_lm, load_tokenizer
 from usp_lab.simulate import (
     ModelAssistant,
     Simulated,
@@ -62,9 +63,9 @@ def assistant(tmp_path_factory) -> ModelAssistant:
 
 @pytest.fixture(scope="module")
 def ragged(release) -> UserSimulator:
-    """A simulator whose turns end by chance, some at once and some at the limit."""
+    """A simulator whose turns end by chance: many soon, some at once, few at the limit."""
     simulator = UserSimulator.from_pretrained(release, max_new_tokens=16)
-    simulator.engine.stop_ids |= set(range(20, 50))
+    simulator.engine.stop_ids |= set(range(20, 80))
     return simulator
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from usp_lab import cli
 from usp_lab.endpoints import EndpointAssistant, EndpointSimulator, RequestFailed
-from usp_lab.models import look_alike
+from usp_lab.look_alikes import look_alike
 from usp_lab.simulators import TwinSimulator
 
 TWIN = ["simulate", "--simulator", "twin", "--assistant", "scripted:poor"]

@@ -14,7 +14,7 @@ from usp_lab.chat import END_TOKEN, Utterance, system_message, token_ids
 from usp_lab.data import Dialogue
 from usp_lab.endings import ClosingReader, by_draws, by_tokens
 from usp_lab.engines import Sampling
-from usp_lab.models import new_llama, new_tokenizer
+from usp_lab.models import new_model, new_tokenizer
 from usp_lab.simulate import TwinSimulator, UserSimulator
 from usp_lab.termination import best_threshold, decisions, f1, f1_difference, look_ahead, say
 
@@ -248,7 +248,7 @@ TEXTS = [m["content"] for d in SOME for m in d.messages] + ["You like trams.", "
 
 def simulator(end: bool = True, context: int = 256, with_profile: bool = True) -> UserSimulator:
     tokenizer = new_tokenizer(TEXTS * 3, vocab_size=400, extra_tokens=[END_TOKEN] if end else [])
-    model = new_llama(tokenizer, "0.3m", context=context).eval()
+    model = new_model(tokenizer, "0.3m", context=context).eval()
     with torch.no_grad():  # as sharp as a trained model's
         for p in model.parameters():
             p.mul_(3.0)
@@ -345,7 +345,7 @@ def test_two_tokens_are_enough_in_principle(population) -> None:
     """A perfect model, read through two tokens, comes near `bayes`; by the end token alone it cannot."""
     tokenizer = new_tokenizer([t for d in population["train"] for t in d.user_turns], 2000)
     one = UserSimulator(
-        new_llama(tokenizer, "0.3m", context=256), tokenizer, Sampling(), "no model"
+        new_model(tokenizer, "0.3m", context=256), tokenizer, Sampling(), "no model"
     )
     reader = ClosingReader.fit(one, decisions(population["train"]))
     place = {t: i for i, t in enumerate(reader.branches.tolist())}

@@ -6,6 +6,7 @@ turn, metric, value) come out; `estimates` turns them into intervals and paired 
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from usp_lab import stats
 from usp_lab.data import Corpus, Dialogue
 from usp_lab.errors import UspError
 from usp_lab.scorers import cosine, meaning
-from usp_lab.style import StyleScorer, author_pairs, best_threshold
+from usp_lab.style import EncodedStyle, StyleScorer, author_pairs, best_threshold
 
 METRICS = ("sem_sim", "style_sim", "ava")
 _FEWEST_PAIRS = 20  # of one author, and of two, that a threshold is chosen on
@@ -34,14 +35,17 @@ class Judge:
         notes: what few data changed.
     """
 
-    def __init__(self, corpus: Corpus, encoder, max_texts: int = 4000, seed: int = 0) -> None:
+    def __init__(
+        self, corpus: Corpus, encoder, max_texts: int = 4000, seed: int = 0, style_encoder=None
+    ) -> None:
         """Learn from a corpus.
 
         Args:
             corpus: dialogues with training and validation splits.
-            encoder: `models.SentenceEncoder`.
+            encoder: `encoders.SentenceEncoder`.
             max_texts: training dialogues that style is learned from at the most.
             seed: of the pairs that thresholds are chosen on.
+            style_encoder: one trained on authorship, in place of the style that is learned here.
 
         Raises:
             UspError: fewer than three authors with two texts (six, where validation is small).
@@ -51,7 +55,8 @@ class Judge:
         self.by_user = corpus.is_population or _users_known(train)
         self.kind = "users over their dialogues" if self.by_user else "halves of dialogues"
         texts = _style_texts(train, self.by_user)
-        self.style = StyleScorer().fit([t for t, *_ in texts], [a for _, a, _ in texts])
+        self._new_style = partial(EncodedStyle, style_encoder) if style_encoder else StyleScorer
+        self.style = self._new_style().fit([t for t, *_ in texts], [a for _, a, _ in texts])
         self.notes = [self.style.note_] if self.style.note_ else []
         validation = _style_texts(corpus.validation, self.by_user)
         self.thresholds = {
@@ -71,7 +76,8 @@ class Judge:
             authors = list(dict.fromkeys(a for _, a, _ in train))
             for side in (set(authors[::2]), set(authors[1::2])):
                 learn = [t for t in train if t[1] not in side]
-                style = StyleScorer().fit([t for t, *_ in learn], [a for _, a, _ in learn])
+                style = self._new_style()
+                style.fit([t for t, *_ in learn], [a for _, a, _ in learn])
                 judged = _pairs(style, cut([t for t in train if t[1] in side]), self.seed)
                 scores, same = np.concatenate([scores, judged[0]]), same + judged[1]
         return best_threshold(scores, same)
@@ -122,7 +128,7 @@ def _single_turns(texts: list[_Text]) -> list[_Text]:
 
 
 def _pairs(
-    style: StyleScorer, texts: list[_Text], seed: int
+    style: StyleScorer | EncodedStyle, texts: list[_Text], seed: int
 ) -> tuple[np.ndarray, list[bool], list[str]]:
     """Return (style similarity, one author?, first author) of pairs of texts."""
     pairs, same = author_pairs([t for *_, t in texts], [a for _, a, _ in texts], seed)

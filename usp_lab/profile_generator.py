@@ -8,6 +8,7 @@ writes two paragraphs. At inference the instruction has no full stop; in the tra
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from usp_lab.chat import Message
@@ -31,6 +32,15 @@ def messages(turns: Sequence[str], training: bool = False) -> list[Message]:
     lines = "".join(f"[User]: {t}\n---\n" for t in turns)
     instruction = f"{INSTRUCTION}{'.' if training else ''}\n{lines}"
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": instruction}]
+
+
+@dataclass(frozen=True)
+class Written:
+    """A profile's text, or why there is none; ``cut``: user turns left out because they did not fit."""
+
+    text: str = ""
+    error: str = ""
+    cut: int = 0
 
 
 class ProfileGenerator(ChatModel):
@@ -85,14 +95,19 @@ class ProfileGenerator(ChatModel):
         return f"ProfileGenerator({self.identity}, truncate={self.truncate})"
 
     def extract(self, dialogues: Sequence[Dialogue]) -> list[Extracted]:
-        """Return a profile for each dialogue as its text, or why there is none."""
+        """Return a profile for each dialogue, its claims read from the text, or why there is none."""
+        return [
+            Extracted(error=w.error) if w.error else Extracted(Profile.from_text(w.text), cut=w.cut)
+            for w in self.write(dialogues)
+        ]
+
+    def write(self, dialogues: Sequence[Dialogue]) -> list[Written]:
+        """Return the text of a profile for each dialogue, or why there is none."""
         fitting = [self._fitting(d) for d in dialogues]
         prompts = [messages(turns) for turns, _ in fitting if turns]
         written = iter(self.generate(prompts) if prompts else ())
         return [
-            Extracted(Profile.from_text(next(written)), cut=d.n_turns - len(turns))
-            if turns
-            else Extracted(error=error)
+            Written(next(written), cut=d.n_turns - len(turns)) if turns else Written(error=error)
             for d, (turns, error) in zip(dialogues, fitting, strict=True)
         ]
 

@@ -27,7 +27,7 @@ class RetrievalSimulator:
 
     Args:
         train_dialogues: to take turns from; a target among them is found again, so give others.
-        encoder: anything with `models.SentenceEncoder`'s ``encode``; the packaged MiniLM when None.
+        encoder: anything with `encoders.SentenceEncoder`'s ``encode``; the packaged MiniLM when None.
         k: a seeded choice among so many nearest; 1 is always the nearest.
         shortlist: how many contexts the embeddings look at; 0 does without them.
 

@@ -66,7 +66,7 @@ class ProfileSampler(BaseEstimator):
         Args:
             part: of the profile that is embedded: "objective", "subjective", or "both" joined, where a profile
                 that lacks one half lies at the others' mean in it.
-            encoder: `models.SentenceEncoder`'s name; not used where embeddings are given.
+            encoder: `encoders.SentenceEncoder`'s name; not used where embeddings are given.
             reducer: "umap" as in the paper; "pca"; "densmap", which fits and can place nobody afterwards.
             n_components: dimensions of the map, 1 to 3.
             neighbors, min_dist: of UMAP; neighbors None is 15, or fewer where there are fewer profiles.

@@ -5,7 +5,6 @@ Style is in `style`.
 """
 
 import math
-import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +15,6 @@ from tqdm.auto import tqdm
 from usp_lab.chat import Message, trained_mask
 
 _LOGITS = 40_000_000  # logits held at once: a batch has at most this many tokens x vocabulary
-_PIECE = 600  # characters encoded at once: about 150 tokens, where encoders cut at 128 to 512
 
 
 @torch.inference_mode()
@@ -50,7 +48,7 @@ def turn_nll(
                 rows = rows[: len(rows) // 2]
             start += len(rows)
             for i, nll in zip(rows, _token_nll(model, [encoded[i] for i in rows]), strict=True):
-                out[i] = _runs(nll, encoded[i][1])
+                out[i] = [(float(nll[a:b].sum(dtype=float)), b - a) for a, b in runs(encoded[i][1])]
             bar.update(len(rows))
     return out
 
@@ -72,10 +70,14 @@ def _token_nll(model, rows: Sequence[tuple[list[int], list[int]]]) -> np.ndarray
     return nll.numpy()
 
 
-def _runs(nll: np.ndarray, mask: Sequence[int]) -> list[tuple[float, int]]:
-    """Sum over each run of trained tokens: one run is one turn."""
-    edges = np.flatnonzero(np.diff([0, *mask, 0])).reshape(-1, 2)  # [start, end) of each run
-    return [(float(nll[a:b].sum(dtype=float)), int(b - a)) for a, b in edges]
+def runs(mask: Sequence[int]) -> list[tuple[int, int]]:
+    """Return [start, end) of each run of ones: of each turn that a mask marks.
+
+    >>> runs([0, 1, 1, 0, 1])
+    [(1, 3), (4, 5)]
+    """
+    edges = np.flatnonzero(np.diff([0, *mask, 0])).tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -91,28 +93,19 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def meaning(encoder, texts: Sequence[Sequence[str]]) -> np.ndarray:
     """Embed users' sides of dialogues: unit mean of the embeddings of their turns.
 
-    A turn longer than 600 characters is taken in pieces, so that nothing is cut off.
-
     Args:
-        encoder: `models.SentenceEncoder`, or anything with its ``encode``.
+        encoder: `encoders.SentenceEncoder`, or anything with its ``encode``; it cuts nothing off.
         texts: one list of turns a text.
 
     Returns:
         Shape (len(texts), dimension); a row of NaN for a text without words.
     """
-    pieces = [[p for turn in turns for p in _pieces(turn)] for turns in texts]
-    vectors = encoder.encode([p for row in pieces for p in row])
+    said = [[turn for turn in turns if turn.strip()] for turns in texts]
+    vectors = encoder.encode([turn for row in said for turn in row])
     out, start = np.full((len(texts), vectors.shape[1]), np.nan), 0
-    for i, row in enumerate(pieces):
+    for i, row in enumerate(said):
         if row:
             mean = vectors[start : start + len(row)].mean(axis=0)
             out[i] = mean / np.linalg.norm(mean)
         start += len(row)
     return out
-
-
-def _pieces(turn: str) -> list[str]:
-    """Cut a long turn between words; a turn without words has no piece."""
-    if not turn.strip():
-        return []
-    return [turn] if len(turn) <= _PIECE else textwrap.wrap(turn, _PIECE)

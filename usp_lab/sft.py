@@ -10,11 +10,9 @@ from a checkpoint, with all weights or LoRA. The same function trains an assista
 """
 
 import argparse
-import errno
 import hashlib
 import json
 import os
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,11 +22,13 @@ from pathlib import Path
 from usp_lab.chat import END_TOKEN, SPECIAL_TOKENS, chat_template
 from usp_lab.data import Dialogue, load_dialogues
 from usp_lab.errors import UspError
+from usp_lab.files import room_on_disk
+from usp_lab.finished import FINAL, finish, finished
 from usp_lab.model_card import model_card
+from usp_lab.options import add_fields
 from usp_lab.sft_data import drawn, encode, to_messages, withhold_profiles
 from usp_lab.sft_settings import SftResult, SftSettings
 
-FINAL = "training.json"
 _ROWS = 400  # dialogues that the row of a new end token is fitted on
 
 
@@ -56,33 +56,26 @@ def train_sft(
     for name, dialogues in (("training", train), ("validation", validation)):
         if not dialogues:
             raise UspError(f"no {name} dialogue; give at least one")
-        missing = next((d.id for d in dialogues if s.reads_profile and d.profile is None), None)
+        missing = next((d.id for d in dialogues if s.needs_profile and d.profile is None), None)
         if missing is not None:
             raise UspError(
-                f"{name} dialogue {missing} has no profile; train without profiles "
-                "(with_profile=False) or build profiles first"
+                f"{name} dialogue {missing} has no profile; build profiles first"
+                + (", or train without them (with_profile=False)" if s.reads_profile else "")
             )
     if s.base and Path(s.base).resolve() == out.resolve():
         raise UspError(f"base and out are both {out}; name another folder for the trained model")
     key = _key(train, validation, s)
-    if done := _finished(out, key):
-        return done
-    try:
+    if done := finished(out, key):
+        return SftResult(out, done["history"], done["counts"], done["resumed_from"])
+    with room_on_disk(out):
         return _train(train, validation, out, s, key, fingerprint)
-    except Exception as e:  # the libraries wrap a full disk in errors of their own
-        full = isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or "No space left" in str(e) or "inline_container" in str(e):  # torch's writer
-            raise UspError(
-                f"no disk space left while training into {out}; free some and start again, the "
-                "last checkpoint is kept"
-            ) from e
-        raise
 
 
 def _train(train, validation, out: Path, s: SftSettings, key: str, fingerprint: str) -> SftResult:
     from usp_lab.models import quiet_bars
     from usp_lab.new_token import fit_row
     from usp_lab.optim import MuonAdamW
+    from usp_lab.rewording import reworded
     from usp_lab.trainer import (
         Bar,
         EarlyStop,
@@ -99,7 +92,8 @@ def _train(train, validation, out: Path, s: SftSettings, key: str, fingerprint: 
     train = drawn(train, steps * s.batch, s.seed)
     tokenizer, model, new_tokens = _start(train, s)
     counts: Counter[str] = Counter()
-    rows = encode(withhold_profiles(train, s), tokenizer, s, counts, "train")
+    told = reworded(train, s.reword, s.seed) if s.reword else withhold_profiles(train, s)
+    rows = encode(told, tokenizer, s, counts, "train")
     if s.end_token and s.base and new_tokens:
         end = tokenizer.get_vocab()[END_TOKEN]
         fit_row(model, rows.select(range(min(len(rows), _ROWS))), end)
@@ -122,14 +116,21 @@ def _train(train, validation, out: Path, s: SftSettings, key: str, fingerprint: 
         peft_config=_lora(model, s, new_tokens),
         optimizers=(MuonAdamW(model, s.lr) if s.optimizer == "muon" else None, None),
     )
+    if s.lora and _sharded(trainer):
+        raise UspError(
+            f"lora={s.lora} cannot be merged into weights in shards (FSDP, ZeRO-3); train it on one GPU "
+            "or several whole copies (torchrun), or all weights (lora=0)"
+        )
     quiet(trainer, stop, Bar(out.name))
     with quiet_bars():
         trainer.train(resume_from_checkpoint=last and str(last))
     trainer.accelerator.wait_for_everyone()  # each has loaded the best weights
     curve = [h for h in trainer.state.log_history if "loss" in h or "eval_loss" in h]
     result = SftResult(out, curve, dict(counts), state.get("global_step", 0))
+    # gathered from all processes, where each holds a shard; LoRA's are merged when they are saved
+    weights = None if s.lora else trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
-        _save(trainer, tokenizer, result, replace(s, bf16=args.bf16), key, fingerprint)
+        _save(trainer, weights, tokenizer, result, replace(s, bf16=args.bf16), key, fingerprint)
     trainer.accelerator.wait_for_everyone()
     return result
 
@@ -138,15 +139,16 @@ def _start(train: Sequence[Dialogue], s: SftSettings):
     """Return (tokenizer, model, whether tokens are new to the model) to begin with."""
     import torch
 
-    from usp_lab.models import Device, load_causal_lm, load_tokenizer, new_llama, new_tokenizer
+    from usp_lab.models import Device, load_causal_lm, load_tokenizer, new_model, new_tokenizer
 
     extra = [END_TOKEN] if s.end_token else []
     if not s.base:
         texts = (
             m["content"] for d in train for m in to_messages(d, s) if m["content"] not in extra
         )
-        tokenizer = new_tokenizer(texts, s.vocab_size, s.speaker, extra)
-        return tokenizer, new_llama(tokenizer, s.size, max(2 * s.max_length, 2048), s.seed), True
+        tokenizer = new_tokenizer(texts, s.vocab_size, s.template, extra)
+        context = max(2 * s.max_length, 2048)
+        return tokenizer, new_model(tokenizer, s.size, context, s.seed, s.architecture), True
     tokenizer = load_tokenizer(s.base, speaker=None)
     model = load_causal_lm(s.base, device=Device("cpu", torch.float32, "the trainer moves them"))
     context = model.config.max_position_embeddings
@@ -154,7 +156,7 @@ def _start(train: Sequence[Dialogue], s: SftSettings):
         raise UspError(
             f"max_length={s.max_length} but {s.base} has a context of {context}; lower it"
         )
-    tokenizer.chat_template = chat_template(s.speaker)
+    tokenizer.chat_template = chat_template(s.template)
     used = [t for t in SPECIAL_TOKENS if "header" in t or "eot" in t] + extra
     new = [t for t in used if t not in tokenizer.get_vocab()]
     tokenizer.add_tokens(new, special_tokens=True)
@@ -188,14 +190,10 @@ def _lora(model, s: SftSettings, new_tokens: bool):
 
 def _key(train, validation, s: SftSettings) -> str:
     """Return 16 hex digits over everything that decides the weights."""
-    digest = hashlib.sha256(json.dumps(asdict(s)).encode())
-    if s.base:
-        from usp_lab.models import local_folder
+    from usp_lab.models import weights_digest
 
-        folder = local_folder(s.base)
-        for path in sorted(folder.glob("*.safetensors")) if folder else []:
-            with path.open("rb") as f:
-                digest.update(hashlib.file_digest(f, "sha256").digest())
+    digest = hashlib.sha256(json.dumps(asdict(s)).encode())
+    digest.update(weights_digest(s.base))
     for dialogues in (train, validation):
         for d in dialogues:
             digest.update(json.dumps(to_messages(d, s)).encode() + b"\n")
@@ -203,7 +201,11 @@ def _key(train, validation, s: SftSettings) -> str:
     return digest.hexdigest()[:16]
 
 
-def _save(trainer, tokenizer, result: SftResult, s: SftSettings, key: str, fingerprint: str):
+def _sharded(trainer) -> bool:
+    return trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+
+
+def _save(trainer, weights, tokenizer, result: SftResult, s: SftSettings, key, fingerprint: str):
     """Save weights, published template and model card; then mark the run finished."""
     from usp_lab.models import quiet_bars
 
@@ -212,8 +214,10 @@ def _save(trainer, tokenizer, result: SftResult, s: SftSettings, key: str, finge
         model = model.merge_and_unload()
     ends = {tokenizer.eos_token_id, tokenizer.get_vocab()["<|eot_id|>"]} - {None}
     model.generation_config.eos_token_id = sorted(ends)
+    if s.repetition_penalty:
+        model.generation_config.repetition_penalty = s.repetition_penalty
     with quiet_bars():
-        model.save_pretrained(result.path)
+        model.save_pretrained(result.path, state_dict=weights)
     tokenizer.save_pretrained(result.path)
     card = model_card(s, result, model.num_parameters(), fingerprint)
     (result.path / "README.md").write_text(card, encoding="utf-8")
@@ -225,22 +229,7 @@ def _save(trainer, tokenizer, result: SftResult, s: SftSettings, key: str, finge
         "history": result.history,
         "resumed_from": result.resumed_from,
     }
-    part = result.path / f"{FINAL}.part"
-    part.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    part.replace(result.path / FINAL)
-    shutil.rmtree(result.path / "checkpoints", ignore_errors=True)
-
-
-def _finished(out: Path, key: str) -> SftResult | None:
-    """Return the result of a finished run with this key, None when there is none."""
-    try:
-        record = json.loads((out / FINAL).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    if record.get("key") != key:
-        return None
-    shutil.rmtree(out / "checkpoints", ignore_errors=True)  # killed just before this
-    return SftResult(out, record["history"], record["counts"], record["resumed_from"])
+    finish(result.path, record)
 
 
 def history_table(results: Mapping[str, SftResult]):
@@ -271,11 +260,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="folder of the model")
     parser.add_argument("--n", type=int, default=None, help="dialogues at the most")
     parser.add_argument("--on-bad", choices=["raise", "skip"], default="raise", help="bad rows")
-    for name, default in asdict(SftSettings()).items():
-        flag, kind = f"--{name.replace('_', '-')}", {"type": type(default)}
-        if isinstance(default, bool):
-            kind = {"action": argparse.BooleanOptionalAction}
-        parser.add_argument(flag, default=default, **kind)
+    add_fields(parser, SftSettings)
     args = vars(parser.parse_args())
     data, out, n, on_bad = (args.pop(k) for k in ("data", "out", "n", "on_bad"))
     try:

@@ -18,6 +18,7 @@ from usp_lab.chat import (
 )
 from usp_lab.data import Dialogue
 from usp_lab.errors import UspError
+from usp_lab.sft_settings import GENERATOR
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,7 +27,15 @@ if TYPE_CHECKING:
 
 
 def to_messages(dialogue: Dialogue, s: "SftSettings") -> list[Message]:
-    """Return what a dialogue is trained as: with or without its profile and end token."""
+    """Return what a dialogue is trained as: with or without its profile and end token, or as what a
+    profile generator reads and writes."""
+    if s.speaker == GENERATOR:
+        from usp_lab.profile_generator import messages as read
+
+        return [
+            *read(dialogue.user_turns, training=True),
+            {"role": "assistant", "content": dialogue.profile},
+        ]
     messages = with_profile(dialogue.messages, dialogue.profile if s.reads_profile else None)
     messages = [{"role": m["role"], "content": m["content"]} for m in messages]
     if s.end_token and messages[-1]["role"] == "assistant":
@@ -65,7 +74,7 @@ def encode(
     """
     from datasets import Dataset
 
-    template, rows = chat_template(s.speaker, training=True), []
+    template, rows = chat_template(s.template, training=True), []
     for start in range(0, len(dialogues), 256):
         batch = [
             without_special_tokens(tokenizer, to_messages(d, s))
@@ -87,13 +96,13 @@ def encode(
                 ids, mask = ids[:short], mask[:short]
                 counts[f"{name}: cut at a whole turn"] += 1
             if not any(mask):
-                counts[f"{name}: dropped, no {s.speaker} turn fits"] += 1
+                counts[f"{name}: dropped, no {s.learned} fits"] += 1
                 continue
             ids = np.array(ids, dtype=np.int32)
             rows.append((ids, np.where(mask, ids, -100)))
     if not rows:
         raise UspError(
-            f"no {name} dialogue fits {s.max_length} tokens with a {s.speaker} turn; raise "
+            f"no {name} dialogue fits {s.max_length} tokens with a {s.learned}; raise "
             "max_length or shorten profiles"
         )
     counts[f"{name}: dialogues"] = len(rows)

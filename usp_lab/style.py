@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 
 from usp_lab.errors import UspError
-from usp_lab.scorers import cosine
+from usp_lab.scorers import cosine, meaning
 
 # Function words (closed classes) carry style, not topic: Mosteller & Wallace 1964, Stamatatos 2009.
 FUNCTION_WORDS = frozenset(
@@ -159,6 +159,29 @@ class StyleScorer:
             text.count(",") / n,
             (text.count("'") + text.count("\u2019")) / n,
         ]
+
+
+class EncodedStyle:
+    """Style by a sentence encoder that was trained on authorship (Wegmann et al. 2022), as in the paper.
+
+    It learns nothing here; a text is the mean of its turns' embeddings, and Style-Sim their cosine.
+
+    Args:
+        encoder: `encoders.SentenceEncoder` of a style checkpoint ("AnnaWegmann/Style-Embedding").
+    """
+
+    note_ = ""
+
+    def __init__(self, encoder) -> None:
+        self.encoder = encoder
+
+    def fit(self, texts: Sequence[Sequence[str]], authors: Sequence[Hashable]) -> "EncodedStyle":
+        """Do nothing: the encoder knows style already."""
+        return self
+
+    def similarity(self, a: Sequence[Sequence[str]], b: Sequence[Sequence[str]]) -> np.ndarray:
+        """Style-Sim of text pairs: cosine of style embeddings, -1 to 1; NaN where a text is empty."""
+        return cosine(meaning(self.encoder, a), meaning(self.encoder, b))
 
 
 def _said(turns: Sequence[str]) -> bool:

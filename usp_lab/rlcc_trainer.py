@@ -1,0 +1,267 @@
+"""TRL's GRPO trainer on whole dialogues: rollouts, rewards and advantages a turn, looks at validation users.
+
+TRL gathers one reward a dialogue and nothing else across processes, once a step: dialogues of any number of turns
+neither hang nor drop. What TRL marks as experimental (``rollout_func``) is used here alone.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from transformers import TrainerCallback
+from trl import GRPOTrainer
+from trl.models import unwrap_model_for_generation
+from trl.trainer.utils import nanstd
+
+from usp_lab.data import Dialogue
+from usp_lab.decoding import Sampling
+from usp_lab.guards import Guards, broken, summary
+from usp_lab.reward import CycleReward, Terms
+from usp_lab.rlcc_settings import RlccSettings
+from usp_lab.rollouts import Policy, Rollout, roll_out
+
+ROLLOUTS, GUARDS = "rollouts.jsonl", "guards.jsonl"
+_MOST = 1_000_000  # rollouts a step at the most: numbers of different steps never meet
+
+
+class CycleTrainer(GRPOTrainer):
+    """GRPO whose dialogues are `rollouts.roll_out` of the model as it is, and whose reward is `CycleReward`'s.
+
+    Args:
+        settings: of the run.
+        targets: what the prompts, numbers as text, stand for.
+        assistant, reward, guards: see `rlcc.train_rlcc`.
+        out: where every dialogue's terms and every look are written.
+        kwargs: of `GRPOTrainer`.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: RlccSettings,
+        targets: Sequence[Dialogue],
+        assistant,
+        reward: CycleReward,
+        guards: Guards,
+        out: Path,
+        **kwargs,
+    ) -> None:
+        self.rlcc, self.targets, self.assistant = settings, targets, assistant
+        self.reward, self.guards, self.out, self.counts = reward, guards, out, Counter()
+        self._turns: tuple[list[Rollout], list[Terms]] = ([], [])
+        super().__init__(
+            reward_funcs=_given, rollout_func=lambda prompts, trainer: trainer._roll_out(prompts), **kwargs
+        )  # fmt: skip
+
+    @contextmanager
+    def policy(self) -> Iterator[Policy]:
+        """Yield the model as it is now, ready to speak."""
+        s, training = self.rlcc, self.model.training
+        with (
+            unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model,
+            torch.no_grad(),
+            torch.autocast(self.accelerator.device.type, enabled=False),
+            self._dist.summon_full_params(self.model_wrapped, recurse=False),
+        ):
+            model.eval()
+            wrapped = (
+                model.forward
+            )  # accelerate's, in autocast: turns would not be those drawn elsewhere
+            model.forward = getattr(model, "_original_forward", wrapped)
+            drawn = Sampling(temperature=s.temperature, max_new_tokens=s.max_new_tokens)
+            yield Policy(model, self.processing_class, drawn, "policy")
+            model.forward = wrapped
+            model.train(training)
+
+    # --- rollouts --------------------------------------------------------------------------------
+
+    def _roll_out(self, prompts: Sequence[str]) -> dict[str, list]:
+        """Let the policy talk about this process's share of a step's targets; what TRL asks of a rollout."""
+        s, step = self.rlcc, self.state.global_step
+        targets = [self.targets[int(p)] for p in prompts]
+        first = step * _MOST + self.accelerator.process_index * len(prompts)
+        numbers = list(range(first, first + len(prompts)))
+        with self.policy() as policy:
+            rollouts = roll_out(
+                policy, self.assistant, targets, numbers, s.max_turns, s.max_length, s.seed, self.counts, s.retries
+            )  # fmt: skip
+        nothing = [t.model_copy(update={"messages": []}) for t in targets]
+        said = [r.dialogue or n for r, n in zip(rollouts, nothing, strict=True)]
+        terms = self.reward.score([t.profile for t in targets], said)
+        self._turns = rollouts, terms
+        self._write(targets, numbers, rollouts, terms, step)
+        rewards = [t.total(s.lam) for t in terms]
+        return {
+            "prompt_ids": [r.prompt for r in rollouts],
+            "completion_ids": [r.ids for r in rollouts],
+            "logprobs": None,  # those of the model itself are computed anyway
+            "env_mask": [r.mask for r in rollouts],
+            "given": [None if math.isnan(r) else r for r in rewards],
+        }
+
+    def _write(self, targets, numbers, rollouts, terms, step: int) -> None:
+        """Add every term of every dialogue to the log."""
+        rows = [
+            {
+                "step": step,
+                "number": n,
+                "target": t.id,
+                "reward": one.total(self.rlcc.lam),
+                "objective": one.objective,
+                "subjective": one.subjective,
+                "r_cc": one.r_cc,
+                "r_ai": one.r_ai,
+                "human": list(one.human),
+                "turns": r.dialogue.n_turns if r.dialogue else 0,
+                "stop": r.dialogue.stop if r.dialogue else "failed",
+                "error": r.error or one.error,
+                "reflected": one.reflected,
+            }
+            for t, n, r, one in zip(targets, numbers, rollouts, terms, strict=True)
+        ]
+        add_lines(self.out / ROLLOUTS, gather_object(rows), self.is_world_process_zero())
+
+    def _generate_and_score_completions(self, inputs):
+        """Give each turn its own advantage, where the settings ask for it."""
+        out = super()._generate_and_score_completions(inputs)
+        if self.rlcc.per_turn:
+            out["advantages"] = self._per_turn(out["advantages"], out["completion_ids"].shape[1])
+        return out
+
+    def _per_turn(self, advantages: torch.Tensor, width: int) -> torch.Tensor:
+        """Advantages of tokens, shape (dialogues, width): the dialogue's, plus how its turn differs from the mean.
+
+        Both are in units of the group's standard deviation, as TRL scales them.
+        """
+        s, (rollouts, terms) = self.rlcc, self._turns
+        own = torch.tensor([t.total(s.lam) for t in terms], device=advantages.device)
+        spread = nanstd(self.accelerator.gather(own).view(-1, s.generations), dim=1)
+        spread = spread.repeat_interleave(s.generations)
+        first = self.accelerator.process_index * len(terms)
+        scale = spread[first : first + len(terms)].cpu().numpy() + 1e-4
+        out = np.zeros((len(terms), width), np.float32)
+        for i, (r, one) in enumerate(zip(rollouts, terms, strict=True)):
+            each = np.append((one.per_turn(s.lam) - one.total(s.lam)) / scale[i], 0.0)
+            turn = np.array(r.turn)
+            out[i, : len(turn)] = np.nan_to_num(each)[turn]  # -1, no turn, is the last: 0
+        return advantages[:, None] + torch.from_numpy(out).to(advantages)
+
+    # --- speed on a CPU --------------------------------------------------------------------------
+
+    def _get_per_token_logps_and_entropies(
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs
+    ):  # fmt: skip
+        """Compute log-probabilities by one plain projection; TRL's tiles are made for GPUs."""
+        if input_ids.is_cuda:
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
+            )  # fmt: skip
+        logps, entropies = [], []
+        for rows in torch.arange(len(input_ids)).split(batch_size or len(input_ids)):
+            with self.accelerator.autocast():
+                scores = model(
+                    input_ids=input_ids[rows],
+                    attention_mask=attention_mask[rows],
+                    logits_to_keep=logits_to_keep + 1,
+                    use_cache=False,
+                ).logits[:, :-1]
+            all_logps = (scores.float() / self.temperature).log_softmax(-1)
+            wanted = input_ids[rows, -logits_to_keep:, None]
+            logps.append(all_logps.gather(-1, wanted)[..., 0])
+            if compute_entropy:
+                with torch.no_grad():
+                    entropies.append(-(all_logps.exp() * all_logps).sum(-1))
+        return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
+
+
+def _given(prompts, completions, given, **kwargs) -> list[float | None]:
+    """Return what the rollout earned, as TRL asks a reward function for it."""
+    return given
+
+
+# --- looks at validation users -------------------------------------------------------------------
+
+
+class Looks(TrainerCallback):
+    """Looks at validation users before the first step and after every so many; keeps the best weights.
+
+    The history is read back from the log, so that a resumed run decides as an uninterrupted one does.
+    """
+
+    def __init__(self, every: int, best: Path) -> None:
+        self.every, self.best = every, best
+        self.trainer: CycleTrainer | None = None
+        self.history: list[dict] = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Look at what training starts from."""
+        log = self.trainer.out / GUARDS
+        self.history = cut_lines(log, state.global_step, state.is_world_process_zero, "step")
+        cut_lines(
+            self.trainer.out / ROLLOUTS, state.global_step - 1, state.is_world_process_zero, "step"
+        )
+        self.trainer.accelerator.wait_for_everyone()
+        if not self.history:
+            self._look(state, control)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Look after every so many steps, and after the last."""
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            self._look(state, control)
+
+    def _look(self, state, control) -> None:
+        t = self.trainer
+        a = t.accelerator
+        with t.policy() as policy:
+            rows = t.guards.look(policy, slice(a.process_index, None, a.num_processes))
+        now = {"step": state.global_step} | summary(gather_object(rows))
+        now["broken"] = broken(now, self.history[0]) if self.history else []
+        self.history.append(now)
+        add_lines(t.out / GUARDS, [now], t.is_world_process_zero())
+        if kept(self.history) == state.global_step:
+            weights = a.get_state_dict(t.model)
+            if t.is_world_process_zero():
+                a.unwrap_model(t.model).save_pretrained(self.best, state_dict=weights)
+        if t.rlcc.stop_rule and stopped(self.history):
+            control.should_training_stop = True
+
+
+def kept(history: Sequence[dict]) -> int:
+    """Return the step of the look with the highest reward among those within bounds."""
+    fine = [h for h in history if not h["broken"] and not math.isnan(h["reward"])] or history[:1]
+    return max(fine, key=lambda h: h["reward"])["step"]
+
+
+def stopped(history: Sequence[dict]) -> str:
+    """Return why to end early: what was out of bounds at the last two looks; "" where nothing was."""
+    last = [h["broken"] for h in history[-2:]]
+    return "; ".join(last[-1]) if len(last) == 2 and all(last) else ""
+
+
+def add_lines(path: Path, rows: Sequence[dict], writes: bool) -> None:
+    """Append rows to a file of JSON lines, in one process."""
+    if writes:
+        with path.open("a", encoding="utf-8") as f:
+            f.writelines(json.dumps(r) + "\n" for r in rows)
+
+
+def cut_lines(path: Path, last: int, writes: bool, key: str) -> list[dict]:
+    """Return the rows up to ``last``; a line that a crash cut short, and later ones, are taken off the file."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    rows = [r for r in rows if r[key] <= last]
+    if writes and path.exists():
+        part = path.with_suffix(".part")
+        part.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+        part.replace(path)
+    return rows

@@ -1,0 +1,131 @@
+"""Whole dialogues that a policy has with an assistant, as what reinforcement trains on.
+
+A rollout is one `simulate.simulate` dialogue of the model as it is now. The loss is on the tokens that it drew, and on
+nothing else. Later turns were drawn after the text of earlier ones, tokenised again: where that gives other tokens,
+they are counted.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from usp_lab.chat import Utterance, trained_mask
+from usp_lab.data import Dialogue
+from usp_lab.errors import UspError
+from usp_lab.scorers import runs
+from usp_lab.simulate import Simulated, UserSimulator, simulate
+from usp_lab.store import FAILED
+
+
+class Policy(UserSimulator):
+    """The model that is being trained, speaking; its turns carry the tokens that were drawn."""
+
+    def text(self, ids: Sequence[int]) -> Utterance:
+        """Return the turn with its tokens in ``meta``."""
+        return Utterance(super().text(ids), {"ids": list(ids)})
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One dialogue to learn from.
+
+    Attributes:
+        dialogue: as simulated; None where it failed for good.
+        prompt, ids: tokens of profile and opened header, and of all that follows.
+        mask: of ``ids``, 1 where the policy drew the token.
+        turn: of ``ids``, which user turn a token belongs to, -1 for none.
+        error: why it failed.
+    """
+
+    dialogue: Simulated | None
+    prompt: list[int]
+    ids: list[int]
+    mask: list[int]
+    turn: list[int]
+    error: str = ""
+
+
+def roll_out(
+    policy: Policy,
+    assistant,
+    targets: Sequence[Dialogue],
+    numbers: Sequence[int],
+    max_turns: int,
+    max_length: int,
+    seed: int,
+    counts: Counter,
+    retries: int = 2,
+) -> list[Rollout]:
+    """Let the policy talk about every target once; what fails is tried again.
+
+    Args:
+        policy, assistant: the two sides.
+        targets: whose profiles the policy is told; one may be there several times.
+        numbers: what makes each rollout's draws its own, one a target.
+        max_turns: user turns at the most.
+        max_length: tokens of a dialogue at the most; the loss ends there, at a whole turn.
+        seed: of the run.
+        counts: takes up ``rollouts``, ``failed`` (of these, for good), ``tried again``, ``cut``,
+            ``turns``, ``turns retokenised``.
+        retries: how often a failed dialogue is tried again.
+
+    Returns:
+        Rollouts in the order of targets; one that failed for good has no token to learn from.
+
+    Raises:
+        UspError: as `simulate`; as many numbers as targets are needed.
+    """
+    if len(numbers) != len(targets):
+        raise UspError(f"{len(targets)} targets and {len(numbers)} numbers; give each its own")
+    waiting = {
+        n: t.model_copy(update={"id": f"{t.id}/{n}"}) for n, t in zip(numbers, targets, strict=True)
+    }
+    done: dict[int, Simulated] = {}
+    for attempt in range(retries + 1):
+        spoken = simulate(
+            policy,
+            assistant,
+            list(waiting.values()),
+            max_turns=max_turns,
+            seed=seed,
+            replicate=attempt,
+            progress=False,
+        )
+        done.update(zip(waiting, spoken, strict=True))
+        waiting = {n: t for n, t in waiting.items() if done[n].stop == FAILED}
+        if not waiting:
+            break
+        counts["tried again"] += len(waiting) if attempt < retries else 0
+    counts["rollouts"] += len(targets)
+    counts["failed"] += len(waiting)
+    return [
+        _encoded(policy, t, done[n], max_length, counts)
+        for n, t in zip(numbers, targets, strict=True)
+    ]
+
+
+def _encoded(policy: Policy, target: Dialogue, d: Simulated, most: int, counts: Counter) -> Rollout:
+    start = policy.start(target)
+    prompt = policy.prompt(start)
+    eot = policy.tokenizer.get_vocab()["<|eot_id|>"]
+    if d.stop == FAILED or not d.n_turns:
+        error = d.error if d.stop == FAILED else "the user said nothing"
+        return Rollout(None if d.stop == FAILED else d, prompt, [eot], [0], [-1], error)
+    rendered, mask = trained_mask(policy.tokenizer, [*start, *d.messages])
+    drawn = [m["meta"]["ids"] for m in d.messages if m["role"] == "user"]
+    ids, learned, turn, ends, at = [], [], [], [], 0
+    for k, ((a, b), own) in enumerate(zip(runs(mask), drawn, strict=True)):
+        closed = own if own[-1] in policy.engine.stop_ids else [*own, eot]  # the limit cut it off
+        counts["turns"] += 1
+        counts["turns retokenised"] += closed != rendered[a:b]
+        ids += rendered[at:a] + closed
+        learned += [0] * (a - at) + [1] * len(own) + [0] * (len(closed) - len(own))
+        turn += [-1] * (a - at) + [k] * len(closed)
+        ends.append(len(ids))
+        at = b
+    first = len(prompt)
+    end = max([e for e in ends if e <= most], default=first)
+    counts["cut"] += end < ends[-1]
+    if end == first:  # not even the opening fits
+        return Rollout(d, prompt, [eot], [0], [-1])
+    return Rollout(d, ids[:first], ids[first:end], learned[first:end], turn[first:end])
