@@ -208,6 +208,23 @@ def panels(heights: Sequence[float], share_y: bool = False) -> tuple[Figure, lis
     return fig, list(grid.flat)[: len(heights)], columns
 
 
+def curve_panels(
+    titles: Sequence[str],
+    below: Sequence[str],
+    beside: Sequence[str],
+    height: float,
+    share_y: bool = True,
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure with a panel a title, and their axes: ``below`` names each x axis, ``beside`` the y axes (in the first column alone)."""
+    fig, axes, columns = panels([height] * len(titles), share_y=share_y)
+    for i, (ax, title, x, y) in enumerate(zip(axes, titles, below, beside, strict=True)):
+        ax.set_title(wrap(title, CHARS[columns]))
+        ax.set_xlabel(x)
+        if i % columns == 0:
+            ax.set_ylabel(y)
+    return fig, axes
+
+
 def wrap(text: object, width: int) -> str:
     """Break a text into lines of so many characters."""
     return "\n".join(textwrap.wrap(str(text), width))
