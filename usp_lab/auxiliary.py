@@ -18,6 +18,7 @@ from usp_lab.evaluate import owners, row
 from usp_lab.goals import goal_finder
 from usp_lab.profile_quality import HABITS, judge
 from usp_lab.profiles import Profile, sentences, split_profile
+from usp_lab.reward import HALVES, half_cosines
 
 SATURATED = 0.99  # P(human) above which the reward has next to no slope
 DETECTOR = "detector"
@@ -205,4 +206,32 @@ def generator_estimates(
             total = [float(sum(r[1] == kind for r in own)) for own in judged]
             e = stats.ratio(right, total, whose, unit, seed)
             rows.append(row(metric, arm, e, better="higher"))
+    return pd.DataFrame(rows)
+
+
+def likeness(
+    written: Mapping[str, Sequence[str]],
+    dialogues: Sequence[Dialogue],
+    encoder: str = "minilm",
+    unit: str = "user",
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return how like written profiles are to those of the dialogues, half by half, as RLCC's reward compares them:
+    ``generator_objective`` and ``generator_subjective``, cosines per arm, and what the first arm is above the others.
+
+    Args:
+        written: arm -> a profile's text a dialogue, "" where there is none, which scores 0.
+        dialogues: with profiles; one whose profile lacks a half is left out there.
+    """
+    whose, rows = owners(dialogues), []
+    cosines = {a: half_cosines([d.profile for d in dialogues], t, encoder) for a, t in written.items()}  # fmt: skip
+    first, *others = cosines
+    for k, half in enumerate(HALVES):
+        metric = f"generator_{half}"
+        for arm, found in cosines.items():
+            e = stats.mean(found[:, k], whose, unit, seed)
+            rows.append(row(metric, arm, e, better="higher"))
+        for arm in others:
+            e = stats.paired(cosines[first][:, k], cosines[arm][:, k], whose, unit, seed)
+            rows.append(row(metric, f"{first}_minus_{arm}", e, better="higher"))
     return pd.DataFrame(rows)

@@ -52,6 +52,14 @@ PALETTE = {  # the order is the order in figures
     "population": Look(SKY, ">", "population"),
     "real": Look(BLACK, "p", "real people"),
     "assistant": Look(ORANGE, "s", "assistant"),
+    "detector": Look(BLUE, "P", "AI detector"),
+    "uncalibrated": Look(SKY, "^", "uncalibrated"),
+    "bag_of_words": Look(ORANGE, "h", "bag of words"),
+    "length": Look(GREY, "v", "length alone"),
+    "on_purpose": Look(GREEN, "X", "taught on purpose"),
+    "generator": Look(BLUE, "p", "profile generator"),
+    "rules": Look(VERMILION, "s", "rules"),
+    "truth": Look(BLACK, "o", "truth"),
 }
 REFERENCES = ("twin", "other", "human_split")
 _USED = {look[:2] for look in PALETTE.values()}

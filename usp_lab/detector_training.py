@@ -37,7 +37,7 @@ from usp_lab.sft_settings import SftResult
 # Encoders from scratch: (hidden size, layers, heads, feed-forward size); parameters with 4,000 tokens.
 ENCODERS = {"0.3m": (64, 1, 2, 192), "4m": (256, 4, 4, 768), "30m": (512, 8, 8, 1536)}
 CHOICES = {"loss": "eval_loss", "macro_f1": "eval_macro_f1"}
-TOLD, ENOUGH, LONGEST = 0.75, 10, 5  # of `shortest_told`
+TOLD, ENOUGH, LONGEST = 0.85, 10, 5  # of `shortest_told`
 
 
 @dataclass(frozen=True)
@@ -260,7 +260,7 @@ def shortest_told(texts: Sequence[str], log_odds: np.ndarray, human: np.ndarray)
     """Return the number of words from which on user and assistant utterances are told apart.
 
     The least m from 1 to 5 at which those of m words are, or, where there are not ten of either side, of up to m + 2:
-    by an AUC of at least 0.75. Where assistants hardly ever say so little, being short is all there is to see, and a
+    by an AUC of at least 0.85. Where assistants hardly ever say so little, being short is all there is to see, and a
     reward must not rest on it. If it is never shown, 5.
     """
     words = np.array([len(t.split()) for t in texts])
