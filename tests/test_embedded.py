@@ -29,9 +29,10 @@ def test_made_from_this_population_by_this_recipe(name):
     origin = provenance(name)
     assert origin["population"] == synthetic.fingerprint() and not origin["stale"]
     made = json.loads((EMBEDDED / name / FINAL).read_text())
-    stages = [(n, seed, SftSettings(**settings)) for n, seed, settings in made["stages"]]
+    kind = type(RECIPES[name][-1].settings)
+    stages = [(n, seed, kind(**settings)) for n, seed, settings in made["stages"]]
     assert stages == [(s.dialogues, s.seed, s.settings) for s in RECIPES[name]]
-    assert replace(SftSettings(**made["settings"]), base="") == RECIPES[name][-1].settings
+    assert replace(kind(**made["settings"]), base="") == RECIPES[name][-1].settings
     assert "/" not in made["settings"]["base"]  # no path of the machine it was made on
     assert origin["dialogues"] == sum(s.dialogues for s in RECIPES[name])
     card = (EMBEDDED / name / "README.md").read_text()
@@ -56,7 +57,7 @@ def test_stages_go_on_from_one_another_and_from_where_they_were(tmp_path, monkey
 
     def train_sft(train, validation, out, settings, fingerprint):
         trained.append((len(train), len(validation), settings.base))
-        shutil.copytree(EMBEDDED / NAMES[0], out, copy_function=shutil.copyfile)
+        shutil.copytree(EMBEDDED / "usp-tiny", out, copy_function=shutil.copyfile)
 
     monkeypatch.setattr(embedded, "train_sft", train_sft)
     monkeypatch.setattr(models, "EMBEDDED", tmp_path / "package")
@@ -100,3 +101,15 @@ def test_a_deeper_model_computes_what_it_did(tmp_path):
     fresh = new.model.layers[1]
     assert fresh.self_attn.q_proj.weight.any() and not fresh.mlp.down_proj.weight.any()
     assert load_tokenizer(grown).chat_template == load_tokenizer(base).chat_template
+
+
+def test_detector_tells_users_of_the_population_from_assistants():
+    from usp_lab.detector import AIDetector
+    from usp_lab.detector_training import utterances
+
+    detector, some = AIDetector.from_pretrained("detector-tiny"), synthetic.draw("test", 30, 7)
+    held = utterances(some)
+    p = detector.probabilities(held.texts)
+    assert p[held.human].min() > p[~held.human].max() - 0.5 and p[held.human].mean() > 0.95
+    assert p[~held.human].mean() < 0.05
+    assert (EMBEDDED / "detector-tiny" / "model.safetensors").stat().st_size <= 1_000_000

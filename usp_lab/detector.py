@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from usp_lab import models
+from usp_lab.encoders import token_limit
 from usp_lab.errors import UspError
 from usp_lab.files import write_json
 
@@ -28,7 +29,6 @@ LABELS = ("user", "assistant")  # the release's order
 FILE = "detector.json"
 _HUMAN = re.compile(r"user|human|person|people|real")
 _MACHINE = re.compile(r"assistant|machine|\bai\b|bot|generated|gpt|llm|fake|synthetic|simulat")
-_OFFSET = ("longformer", "roberta", "xlm-roberta", "camembert")  # positions begin after the pad id
 _TOKENS = 16_384  # of a batch, padding included
 
 
@@ -59,7 +59,7 @@ class AIDetector:
         self.model, self.tokenizer = model, tokenizer
         self.temperature, self.least_words = float(temperature), max(1, int(least_words))
         self.human = _human_label(model.config.id2label, name)
-        self.limit = _limit(model, tokenizer)
+        self.limit = token_limit(tokenizer, model.config)
 
     @classmethod
     def from_pretrained(
@@ -187,11 +187,3 @@ def _human_label(id2label: dict, name: str) -> int:
         f"{name} labels its outputs {', '.join(labels)}; give a classifier with two labels, one of them "
         "named user or human and the other assistant or AI"
     )
-
-
-def _limit(model: PreTrainedModel, tokenizer) -> int:
-    """Return how many tokens the model reads."""
-    config = model.config
-    offset = config.pad_token_id + 1 if config.model_type in _OFFSET else 0
-    positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-    return min(tokenizer.model_max_length, positions - offset)

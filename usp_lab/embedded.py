@@ -15,6 +15,7 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from usp_lab.detector_training import DetectorSettings, train_detector
 from usp_lab.errors import UspError
 from usp_lab.finished import FINAL
 from usp_lab.sft import SftSettings, train_sft
@@ -27,7 +28,7 @@ _CARD = """
 Each stage goes on from the one before, from dialogues of the known-truth population's training users:
 {stages}. No user, sealed phrasing or sealed topic of any test split is among them. What is said in open
 phrasings is, in other users' dialogues: a sentence of a test user may well be known. Weights are in
-bf16.
+16 bit.
 """
 
 
@@ -40,7 +41,7 @@ class Stage:
 
     dialogues: int
     seed: int
-    settings: SftSettings
+    settings: SftSettings | DetectorSettings
     layers: int = 0
 
 
@@ -77,6 +78,7 @@ RECIPES = {
         ),
         Stage(20_000, 1201, replace(_GENERATOR, lr=4e-3, reword=0.6, seed=1)),
     ),
+    "detector-tiny": (Stage(8_000, 1300, DetectorSettings()),),
 }
 
 
@@ -102,7 +104,8 @@ def make(name: str, work: str | Path) -> Path:
         if stage.layers:
             base = deepen(base, stage.layers, Path(work) / f"{name}-{i}-start")
         settings = replace(stage.settings, base=str(base)) if i > 1 else stage.settings
-        train_sft(*parts, out, settings, synthetic.fingerprint())
+        train = train_detector if isinstance(settings, DetectorSettings) else train_sft
+        train(*parts, out, settings, synthetic.fingerprint())
     return _put(name, out)
 
 
@@ -141,15 +144,25 @@ def deepen(base: Path, layers: int, out: Path) -> Path:
 
 
 def _put(name: str, trained: Path) -> Path:
-    """Copy a trained model into the package, its weights in bf16."""
+    """Copy a trained model into the package, its weights in 16 bit."""
     import torch
 
     from usp_lab.models import EMBEDDED, load_causal_lm
 
     target = EMBEDDED / name
     shutil.copytree(trained, target, dirs_exist_ok=True, copy_function=shutil.copyfile)
-    load_causal_lm(trained).to(torch.bfloat16).save_pretrained(target)
+    if isinstance(RECIPES[name][-1].settings, DetectorSettings):
+        from usp_lab.detector import AIDetector
+
+        AIDetector.from_pretrained(trained).save(target, torch.float16)
+    else:
+        load_causal_lm(trained).to(torch.bfloat16).save_pretrained(target)
     (target / "model.safetensors").chmod(0o644)
+    words = target / "tokenizer.json"  # indented it is more than twice as long
+    compact = json.dumps(
+        json.loads(words.read_text(encoding="utf-8")), ensure_ascii=False, separators=(",", ":")
+    )
+    words.write_text(compact, encoding="utf-8")
     record = json.loads((target / FINAL).read_text(encoding="utf-8"))
     record["settings"]["base"] = Path(record["settings"]["base"]).name
     record["stages"] = [[s.dialogues, s.seed, asdict(s.settings)] for s in RECIPES[name]]

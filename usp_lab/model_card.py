@@ -99,6 +99,8 @@ def detector_card(
     start = f"from {base}" if base else "from scratch"
     counts = "\n".join(f"- {k}: {v:,}" for k, v in result.counts.items())
     settings = "\n".join(f"| {k} | {v} |" for k, v in (asdict(s) | {"base": base}).items())
+    least = result.least_words
+    silent = f"fewer than {least} words" if least > 1 else "nothing but what has no word"
     return f"""---
 library_name: transformers
 pipeline_tag: text-classification
@@ -111,8 +113,8 @@ tags: [user-simulation, ai-detection]
 user's turn, 1 an assistant's, one utterance at a time, without context. Data fingerprint: {fingerprint or "not given"}.
 
 On validation: loss {result.best_loss:.4f} nats an utterance, AUC {auc.value:.4f} ({auc.low:.4f} to {auc.high:.4f}, n {auc.n}). Chosen
-there, and kept in `detector.json`: temperature {result.temperature:.3f}, by which log-odds are divided; {result.least_words} words, below which
-it abstains.
+there, and kept in `detector.json`: temperature {result.temperature:.3f}, by which log-odds are divided; and what it abstains from as too short to
+tell, {silent}.
 
 {counts}
 

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from usp_lab import models
+from usp_lab.encoders import token_limit
 from usp_lab.entailment import Pair
 from usp_lab.errors import UspError
 
@@ -42,8 +43,7 @@ class NLI:
                 "entailment, give such a one"
             )
         self.label = wanted[0]
-        limit = getattr(self.model.config, "max_position_embeddings", None) or 512
-        self.limit = min(self.tokenizer.model_max_length, limit)
+        self.limit = token_limit(self.tokenizer, self.model.config)
         self.identity = f"nli {name} {models.weights_fingerprint(self.model)}"
 
     def score(self, pairs: Sequence[Pair]) -> np.ndarray:

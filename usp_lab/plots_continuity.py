@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from usp_lab.canvas import BLACK, GREY, as_plot, curve_panels, line, looks, n_text
+from usp_lab.canvas import BLACK, GREY, as_plot, curve_panels, given, line, looks, n_text
 
 _QUANTITIES = {
     "survival": "share of users still there",
@@ -54,13 +54,14 @@ def stopping_curves(table: pd.DataFrame) -> Figure:
 
 @as_plot("arm predicted value low high n", text="arm", floats="predicted value low high n")
 def reliability(table: pd.DataFrame) -> Figure:
-    """Draw how often users ended against how probable an arm called it, one panel an arm.
+    """Draw how often something happened against how probable an arm called it, one panel an arm.
 
     On the dashed diagonal probabilities mean what they say.
 
     Args:
-        table: arm, predicted (mean probability of a bin, 0 to 1), value (share that ended), low,
-            high, n (decisions), as `termination.reliability` gives them.
+        table: arm, predicted (mean probability of a bin, 0 to 1), value (share in which it happened), low,
+            high, n, as `termination.reliability` gives them; as wished event ("an end") and happened
+            ("that ended"), in words.
     """
     look = looks(table["arm"])
     scored = table[table["value"].notna()].sort_values("predicted")
@@ -68,8 +69,8 @@ def reliability(table: pd.DataFrame) -> Figure:
     ns = [n_text([own["n"].sum()]) if len(own) else "not scored" for own in parts.values()]
     fig, axes = curve_panels(
         [one.label for one in look.values()],
-        [f"predicted probability of an end\n{n}" for n in ns],
-        ["share that ended"] * len(look),
+        [f"predicted probability of {given(table, 'event', 'an end')}\n{n}" for n in ns],
+        [f"share {given(table, 'happened', 'that ended')}"] * len(look),
         height=2.2,
     )
     for ax, (arm, own) in zip(axes, parts.items(), strict=True):
