@@ -9,11 +9,13 @@ import torch
 
 from usp_lab import embedded, models, synthetic
 from usp_lab.assistants import scripted
+from usp_lab.detector import AIDetector
 from usp_lab.embedded import RECIPES, Stage, deepen, make, provenance
 from usp_lab.errors import UspError
 from usp_lab.finished import FINAL
 from usp_lab.look_alikes import look_alike
 from usp_lab.models import EMBEDDED, load_causal_lm, load_tokenizer
+from usp_lab.profile_generator import ProfileGenerator
 from usp_lab.sft import SftSettings
 from usp_lab.simulate import UserSimulator, simulate
 
@@ -37,6 +39,29 @@ def test_made_from_this_population_by_this_recipe(name):
     assert origin["dialogues"] == sum(s.dialogues for s in RECIPES[name])
     card = (EMBEDDED / name / "README.md").read_text()
     assert synthetic.fingerprint() in card and "usp_lab.embedded" in card
+
+
+@pytest.mark.parametrize(
+    "kind, name", [(UserSimulator, "usp-tiny"), (ProfileGenerator, "generator-tiny")]
+)
+def test_embedded_is_the_one_of_its_kind(kind, name):
+    loaded, named = kind.from_pretrained("embedded"), kind.from_pretrained(name)
+    assert loaded.identity == named.identity and loaded.name == named.name
+    detector = AIDetector.from_pretrained("embedded")
+    assert repr(detector) == repr(AIDetector.from_pretrained("detector-tiny"))
+
+
+def test_generators_read_profiles_back():
+    from usp_lab.evaluate import one_each
+    from usp_lab.reward import half_cosines
+
+    some = one_each(synthetic.draw("test", 60, 2), 12)
+    profiles = [d.profile for d in some]
+    for name in ("generator-tiny", "generator-second"):
+        generator = ProfileGenerator.from_pretrained(name, truncate=True, max_new_tokens=200)
+        back = [w.text for w in generator.write(some)]
+        own, others = (half_cosines(p, back).mean() for p in (profiles, [*profiles[1:], profiles[0]]))  # fmt: skip
+        assert own > others + 0.2
 
 
 def test_says_when_the_population_has_changed(monkeypatch):

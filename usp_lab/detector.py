@@ -27,6 +27,7 @@ from usp_lab.files import write_json
 
 LABELS = ("user", "assistant")  # the release's order
 FILE = "detector.json"
+EMBEDDED = "detector-tiny"  # the detector that comes along, also called "embedded"
 _HUMAN = re.compile(r"user|human|person|people|real")
 _MACHINE = re.compile(r"assistant|machine|\bai\b|bot|generated|gpt|llm|fake|synthetic|simulat")
 _TOKENS = 16_384  # of a batch, padding included
@@ -84,6 +85,7 @@ class AIDetector:
         Raises:
             UspError: nothing there, not a classifier with two labels, damaged, pickles only, needs its own code.
         """
+        path = EMBEDDED if str(path) == "embedded" else path
         where = device or models.pick_device()
         where = models.Device(where.name, torch.float32, where.why)
         kind = AutoModelForSequenceClassification

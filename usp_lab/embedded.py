@@ -158,6 +158,11 @@ def _put(name: str, trained: Path) -> Path:
     else:
         load_causal_lm(trained).to(torch.bfloat16).save_pretrained(target)
     (target / "model.safetensors").chmod(0o644)
+    words = target / "tokenizer.json"  # indented it is more than twice as long
+    compact = json.dumps(
+        json.loads(words.read_text(encoding="utf-8")), ensure_ascii=False, separators=(",", ":")
+    )
+    words.write_text(compact, encoding="utf-8")
     record = json.loads((target / FINAL).read_text(encoding="utf-8"))
     record["settings"]["base"] = Path(record["settings"]["base"]).name
     record["stages"] = [[s.dialogues, s.seed, asdict(s.settings)] for s in RECIPES[name]]
