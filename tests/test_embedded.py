@@ -9,11 +9,14 @@ import torch
 
 from usp_lab import embedded, models, synthetic
 from usp_lab.assistants import scripted
+from usp_lab.detector import AIDetector
 from usp_lab.embedded import RECIPES, Stage, deepen, make, provenance
 from usp_lab.errors import UspError
+from usp_lab.finished import FINAL
 from usp_lab.look_alikes import look_alike
 from usp_lab.models import EMBEDDED, load_causal_lm, load_tokenizer
-from usp_lab.sft import FINAL, SftSettings
+from usp_lab.profile_generator import ProfileGenerator
+from usp_lab.sft import SftSettings
 from usp_lab.simulate import UserSimulator, simulate
 
 NAMES = sorted(RECIPES)
@@ -28,13 +31,37 @@ def test_made_from_this_population_by_this_recipe(name):
     origin = provenance(name)
     assert origin["population"] == synthetic.fingerprint() and not origin["stale"]
     made = json.loads((EMBEDDED / name / FINAL).read_text())
-    stages = [(n, seed, SftSettings(**settings)) for n, seed, settings in made["stages"]]
+    kind = type(RECIPES[name][-1].settings)
+    stages = [(n, seed, kind(**settings)) for n, seed, settings in made["stages"]]
     assert stages == [(s.dialogues, s.seed, s.settings) for s in RECIPES[name]]
-    assert replace(SftSettings(**made["settings"]), base="") == RECIPES[name][-1].settings
+    assert replace(kind(**made["settings"]), base="") == RECIPES[name][-1].settings
     assert "/" not in made["settings"]["base"]  # no path of the machine it was made on
     assert origin["dialogues"] == sum(s.dialogues for s in RECIPES[name])
     card = (EMBEDDED / name / "README.md").read_text()
     assert synthetic.fingerprint() in card and "usp_lab.embedded" in card
+
+
+@pytest.mark.parametrize(
+    "kind, name", [(UserSimulator, "usp-tiny"), (ProfileGenerator, "generator-tiny")]
+)
+def test_embedded_is_the_one_of_its_kind(kind, name):
+    loaded, named = kind.from_pretrained("embedded"), kind.from_pretrained(name)
+    assert loaded.identity == named.identity and loaded.name == named.name
+    detector = AIDetector.from_pretrained("embedded")
+    assert repr(detector) == repr(AIDetector.from_pretrained("detector-tiny"))
+
+
+def test_generators_read_profiles_back():
+    from usp_lab.evaluate import one_each
+    from usp_lab.reward import half_cosines
+
+    some = one_each(synthetic.draw("test", 60, 2), 12)
+    profiles = [d.profile for d in some]
+    for name in ("generator-tiny", "generator-second"):
+        generator = ProfileGenerator.from_pretrained(name, truncate=True, max_new_tokens=200)
+        back = [w.text for w in generator.write(some)]
+        own, others = (half_cosines(p, back).mean() for p in (profiles, [*profiles[1:], profiles[0]]))  # fmt: skip
+        assert own > others + 0.2
 
 
 def test_says_when_the_population_has_changed(monkeypatch):
@@ -55,7 +82,7 @@ def test_stages_go_on_from_one_another_and_from_where_they_were(tmp_path, monkey
 
     def train_sft(train, validation, out, settings, fingerprint):
         trained.append((len(train), len(validation), settings.base))
-        shutil.copytree(EMBEDDED / NAMES[0], out, copy_function=shutil.copyfile)
+        shutil.copytree(EMBEDDED / "usp-tiny", out, copy_function=shutil.copyfile)
 
     monkeypatch.setattr(embedded, "train_sft", train_sft)
     monkeypatch.setattr(models, "EMBEDDED", tmp_path / "package")
@@ -99,3 +126,15 @@ def test_a_deeper_model_computes_what_it_did(tmp_path):
     fresh = new.model.layers[1]
     assert fresh.self_attn.q_proj.weight.any() and not fresh.mlp.down_proj.weight.any()
     assert load_tokenizer(grown).chat_template == load_tokenizer(base).chat_template
+
+
+def test_detector_tells_users_of_the_population_from_assistants():
+    from usp_lab.detector import AIDetector
+    from usp_lab.detector_training import utterances
+
+    detector, some = AIDetector.from_pretrained("detector-tiny"), synthetic.draw("test", 30, 7)
+    held = utterances(some)
+    p = detector.probabilities(held.texts)
+    assert p[held.human].min() > p[~held.human].max() - 0.5 and p[held.human].mean() > 0.95
+    assert p[~held.human].mean() < 0.05
+    assert (EMBEDDED / "detector-tiny" / "model.safetensors").stat().st_size <= 1_000_000

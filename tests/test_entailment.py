@@ -294,7 +294,7 @@ def test_models_that_are_none_are_refused(tmp_path):
 
     weights = load_file(base / "model.safetensors")
     save_file({k: v for k, v in weights.items() if "classifier" not in k}, base / "model.safetensors", {"format": "pt"})  # fmt: skip
-    with pytest.raises(UspError, match="give a trained NLI model"):
+    with pytest.raises(UspError, match="give a whole checkpoint of a trained sequence classifier"):
         NLI(base)
 
 

@@ -19,6 +19,8 @@ _PUBLIC = {
     "with_profiles": "build_profiles",
     "write_dataset": "data",
     "ProfileSampler": "sampling",
+    "AIDetector": "detector",
+    "train_detector": "detector_training",
     "UserSimulator": "simulate",
     "simulate": "simulate",
     "train_sft": "sft",

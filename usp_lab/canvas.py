@@ -52,6 +52,14 @@ PALETTE = {  # the order is the order in figures
     "population": Look(SKY, ">", "population"),
     "real": Look(BLACK, "p", "real people"),
     "assistant": Look(ORANGE, "s", "assistant"),
+    "detector": Look(BLUE, "P", "AI detector"),
+    "uncalibrated": Look(SKY, "^", "uncalibrated"),
+    "bag_of_words": Look(ORANGE, "h", "bag of words"),
+    "length": Look(GREY, "v", "length alone"),
+    "on_purpose": Look(GREEN, "X", "taught on purpose"),
+    "generator": Look(BLUE, "p", "profile generator"),
+    "rules": Look(VERMILION, "s", "rules"),
+    "truth": Look(BLACK, "o", "truth"),
 }
 REFERENCES = ("twin", "other", "human_split")
 _USED = {look[:2] for look in PALETTE.values()}
@@ -206,6 +214,23 @@ def panels(heights: Sequence[float], share_y: bool = False) -> tuple[Figure, lis
         ax.remove()
     fig.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
     return fig, list(grid.flat)[: len(heights)], columns
+
+
+def curve_panels(
+    titles: Sequence[str],
+    below: Sequence[str],
+    beside: Sequence[str],
+    height: float,
+    share_y: bool = True,
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure with a panel a title, and their axes: ``below`` names each x axis, ``beside`` the y axes (in the first column alone)."""
+    fig, axes, columns = panels([height] * len(titles), share_y=share_y)
+    for i, (ax, title, x, y) in enumerate(zip(axes, titles, below, beside, strict=True)):
+        ax.set_title(wrap(title, CHARS[columns]))
+        ax.set_xlabel(x)
+        if i % columns == 0:
+            ax.set_ylabel(y)
+    return fig, axes
 
 
 def wrap(text: object, width: int) -> str:

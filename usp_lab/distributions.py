@@ -6,7 +6,7 @@ would put copies at distance 0 beside each other, which every metric here mistak
 """
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,10 @@ from sklearn.cluster import KMeans
 from usp_lab.errors import UspError
 from usp_lab.stats import Estimate
 
+PRDC = {"precision": (0, 1), "recall": (0, 1), "density": (0, math.inf), "coverage": (0, 1)}
+FEWEST = 10  # vectors a side that MAUVE is computed for
 _CURVE = np.linspace(1e-6, 1 - 1e-6, 25)  # mixtures on the frontier, as in mauve-text
+_GROUPS = 100  # users are left out one by one up to so many, and in so many groups beyond
 
 
 class Unscorable(Exception):
@@ -42,6 +45,8 @@ def leave_one_out(
 
     value +- t * sqrt((m - 1) / m * sum (v_i - mean v)^2), v_i the statistic without user i, m users.
     On average at least as wide as it should be (Efron & Stein, Ann. Stat. 1981), for any statistic.
+    More than a hundred users are left out in a hundred groups (Wolter, Introduction to Variance
+    Estimation, 2007, ch. 4), so that time does not grow with their number.
 
     Args:
         statistic: of the items kept, a boolean mask, shape (n,).
@@ -54,25 +59,48 @@ def leave_one_out(
         NaN and the reason where the statistic is `Unscorable`; a value without interval below two
         users, or where it cannot be had without one of them.
     """
+    return leave_one_out_each(
+        lambda keep: {"it": statistic(keep)}, {"it": bounds}, users, unit, unbiased
+    )["it"]
+
+
+def leave_one_out_each(
+    statistics: Callable[[np.ndarray], Mapping[str, float]],
+    bounds: Mapping[str, tuple[float, float]],
+    users: Sequence[Hashable],
+    unit: str = "user",
+    unbiased: bool = False,
+) -> dict[str, Scored]:
+    """Estimate several statistics at once, each as `leave_one_out` does.
+
+    Args:
+        statistics: name -> value, of the items kept.
+        bounds: what each statistic's interval is cut to; its names are those estimated.
+        users, unit, unbiased: as in `leave_one_out`.
+    """
     names = {u: i for i, u in enumerate(dict.fromkeys(users))}
-    codes, m = np.array([names[u] for u in users], dtype=int), len(names)
+    codes, m = np.array([names[u] for u in users], dtype=int), min(len(names), _GROUPS)
     try:
-        value = float(statistic(np.ones(len(codes), bool)))
+        values = statistics(np.ones(len(codes), bool))
     except Unscorable as why:
-        return Scored(Estimate(math.nan, math.nan, math.nan, len(codes), unit), str(why))
-    blank = Scored(Estimate(value, math.nan, math.nan, len(codes), unit))
-    if m < 2:
-        return blank
+        nothing = Estimate(math.nan, math.nan, math.nan, len(codes), unit)
+        return {name: Scored(nothing, str(why)) for name in bounds}
     try:
-        without = np.array([statistic(codes != i) for i in range(m)])
+        each = [statistics(codes % m != i) for i in range(m)] if m > 1 else []
     except Unscorable:
-        return blank
-    if unbiased:
-        value -= (m - 1) * (without.mean() - value)
-    error = math.sqrt((m - 1) / m * ((without - without.mean()) ** 2).sum())
-    half = float(student.ppf(0.975, m - 1)) * error
-    low, high = (float(np.clip(value + s, *bounds)) for s in (-half, half))
-    return Scored(Estimate(value, low, high, len(codes), unit))
+        each = []
+    out = {}
+    for name, ends in bounds.items():
+        value, low, high = float(values[name]), math.nan, math.nan
+        if each:
+            without = np.array([v[name] for v in each])
+            if unbiased:
+                value -= (m - 1) * (without.mean() - value)
+            error = math.sqrt((m - 1) / m * ((without - without.mean()) ** 2).sum())
+            half = float(student.ppf(0.975, m - 1)) * error
+            low, high = (float(np.clip(value + s, *ends)) for s in (-half, half))
+        out[name] = Scored(Estimate(value, low, high, len(codes), unit))
+    return out
 
 
 def _checked(*clouds: np.ndarray, least: int) -> list[np.ndarray]:
@@ -115,6 +143,11 @@ def frontier_area(p: np.ndarray, q: np.ndarray, scale: float = 5.0) -> np.ndarra
     return -np.trapezoid(y, x, axis=-1)
 
 
+def bucket_number(smaller: int) -> int:
+    """Return how many buckets suit clouds of which the smaller has so many items: a tenth, 2 to 500."""
+    return int(np.clip(smaller // 10, 2, 500))
+
+
 def buckets(x: np.ndarray, k: int, seeds: Sequence[int]) -> np.ndarray:
     """Return the k-means bucket of each vector under each seed, shape (len(seeds), n)."""
     means = (KMeans(k, n_init=1, max_iter=100, random_state=s).fit_predict(x) for s in seeds)
@@ -126,18 +159,17 @@ def mauve_of(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> float
 
     Args:
         labels: of `buckets`.
-        first, second: boolean masks, shape (n,).
+        first, second: boolean masks, shape (n,), or indices, where an item may come twice.
 
     Raises:
         Unscorable: a set is empty.
     """
-    if not first.any() or not second.any():
+    sides = [labels[:, chosen] for chosen in (first, second)]
+    if not all(side.size for side in sides):
         raise Unscorable("nothing on one side")
     k = int(labels.max()) + 1
-    sides = [
-        np.stack([np.bincount(row[m], minlength=k) for row in labels]) for m in (first, second)
-    ]
-    p, q = (s / s.sum(1, keepdims=True) for s in sides)
+    counts = [np.stack([np.bincount(row, minlength=k) for row in side]) for side in sides]
+    p, q = (c / c.sum(1, keepdims=True) for c in counts)
     return float(frontier_area(p, q).mean())
 
 
@@ -157,14 +189,14 @@ def mauve(
     Args:
         first, second: shapes (n, dimension) and (m, dimension).
         users: whose vectors those of ``first`` and then of ``second`` are, n + m.
-        k: buckets; a tenth of the smaller cloud, 2 to 500, when None.
+        k: buckets; `bucket_number` of the smaller cloud when None.
         seeds: of k-means.
     """
     try:
-        first, second = _checked(first, second, least=10)
+        first, second = _checked(first, second, least=FEWEST)
     except Unscorable as why:
         return Scored(Estimate(math.nan, math.nan, math.nan, len(first), unit), str(why))
-    k = k or int(np.clip(min(len(first), len(second)) // 10, 2, 500))
+    k = k or bucket_number(min(len(first), len(second)))
     labels = buckets(np.concatenate([first, second]), k, seeds)
     one = np.arange(len(first) + len(second)) < len(first)
     return leave_one_out(
@@ -202,10 +234,15 @@ def prdc(real: np.ndarray, generated: np.ndarray, k: int = 5) -> dict[str, float
     """
     real, generated = _checked(real, generated, least=k + 1)
     across = distances(real, generated)
-    return _prdc(distances(real, real), distances(generated, generated), across, k)
+    return prdc_of(distances(real, real), distances(generated, generated), across, k)
 
 
-def _prdc(rr: np.ndarray, gg: np.ndarray, rg: np.ndarray, k: int) -> dict[str, float]:
+def prdc_of(rr: np.ndarray, gg: np.ndarray, rg: np.ndarray, k: int = 5) -> dict[str, float]:
+    """Return `prdc` from distances that are known: real-real, generated-generated, real-generated.
+
+    Raises:
+        Unscorable: no more than k vectors on a side.
+    """
     if min(len(rr), len(gg)) <= k:
         raise Unscorable(f"{len(rr)} real and {len(gg)} generated, more than k = {k} are needed")
     slack = 1e-6  # rounding of distances: a copy is inside its original's ball of radius 0

@@ -1,10 +1,11 @@
-"""The simulator that comes with the package, so that minutes on a laptop start where hours ended.
+"""The models that come with the package, so that minutes on a laptop start where hours ended.
 
     python -m usp_lab.embedded usp-tiny --work FOLDER     # how it was made; two hours on 2 cores
 
-It has learned training users of the population, drawn with a seed of its own, and no sealed
-phrasing or topic. It records the population's fingerprint: `provenance` tells when the population
-has changed since.
+They have learned training users of the population, drawn with seeds of their own, and no sealed
+phrasing or topic: a simulator, an AI detector, a profile generator, and a second one of other architecture,
+tokenizer and users, which judges what the first one rewards. They record the population's fingerprint:
+`provenance` tells when the population has changed since.
 """
 
 import argparse
@@ -14,8 +15,10 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from usp_lab.detector_training import DetectorSettings, train_detector
 from usp_lab.errors import UspError
-from usp_lab.sft import FINAL, SftSettings, train_sft
+from usp_lab.finished import FINAL
+from usp_lab.sft import SftSettings, train_sft
 
 _CARD = """
 ## How it was made
@@ -25,7 +28,7 @@ _CARD = """
 Each stage goes on from the one before, from dialogues of the known-truth population's training users:
 {stages}. No user, sealed phrasing or sealed topic of any test split is among them. What is said in open
 phrasings is, in other users' dialogues: a sentence of a test user may well be known. Weights are in
-bf16.
+16 bit.
 """
 
 
@@ -38,7 +41,7 @@ class Stage:
 
     dialogues: int
     seed: int
-    settings: SftSettings
+    settings: SftSettings | DetectorSettings
     layers: int = 0
 
 
@@ -52,6 +55,7 @@ _TINY = SftSettings(
     evals=9,
     patience=9,
 )
+_GENERATOR = replace(_TINY, speaker="generator", profile_dropout=0.0, max_length=768)
 # name -> stages; each goes on from the one before. The weights that come along were begun before
 # scripted assistants took up what they were asked: their first two stages read the population
 # d48b274ccd89, the third reads today's.
@@ -60,7 +64,21 @@ RECIPES = {
         Stage(72_000, 1000, _TINY),
         Stage(54_400, 1001, replace(_TINY, lr=3e-3)),
         Stage(64_000, 1002, replace(_TINY, lr=3e-3, max_length=1024), layers=5),
-    )
+    ),
+    # Its first stage was ended after 13,280 of the 24,000 dialogues that its learning rate was laid out for.
+    "generator-tiny": (
+        Stage(24_000, 1100, replace(_GENERATOR, base="usp-tiny", lr=3e-3)),
+        Stage(9_600, 1101, replace(_GENERATOR, lr=3e-3, reword=0.5)),
+    ),
+    "generator-second": (
+        Stage(
+            48_000,
+            1200,
+            replace(_GENERATOR, architecture="gpt_neox", size="1m", vocab_size=2048, seed=1),
+        ),
+        Stage(20_000, 1201, replace(_GENERATOR, lr=4e-3, reword=0.6, seed=1)),
+    ),
+    "detector-tiny": (Stage(8_000, 1300, DetectorSettings()),),
 }
 
 
@@ -85,8 +103,9 @@ def make(name: str, work: str | Path) -> Path:
         ]
         if stage.layers:
             base = deepen(base, stage.layers, Path(work) / f"{name}-{i}-start")
-        settings = replace(stage.settings, base=str(base) if i > 1 else "")
-        train_sft(*parts, out, settings, synthetic.fingerprint())
+        settings = replace(stage.settings, base=str(base)) if i > 1 else stage.settings
+        train = train_detector if isinstance(settings, DetectorSettings) else train_sft
+        train(*parts, out, settings, synthetic.fingerprint())
     return _put(name, out)
 
 
@@ -125,15 +144,25 @@ def deepen(base: Path, layers: int, out: Path) -> Path:
 
 
 def _put(name: str, trained: Path) -> Path:
-    """Copy a trained model into the package, its weights in bf16."""
+    """Copy a trained model into the package, its weights in 16 bit."""
     import torch
 
     from usp_lab.models import EMBEDDED, load_causal_lm
 
     target = EMBEDDED / name
     shutil.copytree(trained, target, dirs_exist_ok=True, copy_function=shutil.copyfile)
-    load_causal_lm(trained).to(torch.bfloat16).save_pretrained(target)
+    if isinstance(RECIPES[name][-1].settings, DetectorSettings):
+        from usp_lab.detector import AIDetector
+
+        AIDetector.from_pretrained(trained).save(target, torch.float16)
+    else:
+        load_causal_lm(trained).to(torch.bfloat16).save_pretrained(target)
     (target / "model.safetensors").chmod(0o644)
+    words = target / "tokenizer.json"  # indented it is more than twice as long
+    compact = json.dumps(
+        json.loads(words.read_text(encoding="utf-8")), ensure_ascii=False, separators=(",", ":")
+    )
+    words.write_text(compact, encoding="utf-8")
     record = json.loads((target / FINAL).read_text(encoding="utf-8"))
     record["settings"]["base"] = Path(record["settings"]["base"]).name
     record["stages"] = [[s.dialogues, s.seed, asdict(s.settings)] for s in RECIPES[name]]

@@ -119,7 +119,7 @@ class _SentenceTransformer:
         from sentence_transformers import SentenceTransformer
 
         self.model = SentenceTransformer(source, device=device, trust_remote_code=False)
-        self.limit = _limit(self.model.tokenizer, self.model[0].config)
+        self.limit = token_limit(self.model.tokenizer, self.model[0].config)
         self.dimension = self.model.get_embedding_dimension()
         self.count = partial(_count, self.model.tokenizer)
 
@@ -154,7 +154,7 @@ class _SimCSE:
                 f"SimCSE's pooler ({len(missing)} tensors missing); give one that has"
             )
         self.model = model.to(device).eval()
-        self.limit = _limit(self.tokenizer, model.config)
+        self.limit = token_limit(self.tokenizer, model.config)
         self.dimension = model.config.hidden_size
         self.count = partial(_count, self.tokenizer)
 
@@ -184,8 +184,8 @@ def _count(tokenizer, text: str) -> int:
     return len(tokenizer(text, verbose=False)["input_ids"])
 
 
-def _limit(tokenizer, config) -> int:
-    """Tokens at once: the least of what the tokenizer and the model's positions allow."""
+def token_limit(tokenizer, config) -> int:
+    """Tokens that an encoder reads at once: the least of what the tokenizer and the model's positions allow."""
     positions = config.to_dict().get("max_position_embeddings") or tokenizer.model_max_length
     if config.model_type in _AFTER_PADDING:
         positions -= config.pad_token_id + 1

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from usp_lab import behaviour, stats
-from usp_lab.arms import contexts, profiles_for, swapped_reply
+from usp_lab.arms import another_user, contexts, profiles_for, swapped_reply
 from usp_lab.assistants import ScriptedAssistant
 from usp_lab.data import Corpus, Dialogue
 from usp_lab.metrics import describe_turns, profile_copy
@@ -31,12 +31,26 @@ def owners(dialogues: Sequence[Dialogue]) -> list[str]:
     return [d.user_id or d.id for d in dialogues]
 
 
+def owners_told(arm: str, dialogues: Sequence[Dialogue], seed: int = 0) -> list[str]:
+    """Return as whom an arm speaks: each dialogue's owner, for `shuffled` the one whose profile it is told."""
+    users = owners(dialogues)
+    return [users[i] for i in another_user(dialogues, seed)] if arm == "shuffled" else users
+
+
+def several_each(
+    dialogues: Sequence[Dialogue], n: int | None = None, each: int = 2
+) -> list[Dialogue]:
+    """Return the first ``each`` dialogues of n users at most (None: all), who have so many; of others where too few have."""
+    by_user: dict[str, list[Dialogue]] = {}
+    for user, d in zip(owners(dialogues), dialogues, strict=True):
+        by_user.setdefault(user, []).append(d)
+    users = sorted(by_user.values(), key=lambda own: len(own) < each)[:n]
+    return [d for own in users for d in own[:each]]
+
+
 def one_each(dialogues: Sequence[Dialogue], n: int | None = None) -> list[Dialogue]:
     """Return the first dialogue of n users at most (None: all): n users tell more than n dialogues of fewer."""
-    first: dict[str, Dialogue] = {}
-    for user, d in zip(owners(dialogues), dialogues, strict=True):
-        first.setdefault(user, d)
-    return list(first.values())[:n]
+    return several_each(dialogues, n, each=1)
 
 
 def unit_of(corpus: Corpus) -> str:

@@ -1,4 +1,4 @@
-"""The model card of a trained simulator or assistant."""
+"""The model cards of what is trained here."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -8,8 +8,10 @@ from usp_lab.chat import END_TOKEN
 from usp_lab.sft_settings import GENERATOR
 
 if TYPE_CHECKING:
+    from usp_lab.detector_training import DetectorResult, DetectorSettings
     from usp_lab.rlcc_settings import RlccResult, RlccSettings
     from usp_lab.sft_settings import SftResult, SftSettings
+    from usp_lab.stats import Estimate
 
 
 def model_card(s: "SftSettings", result: "SftResult", parameters: int, fingerprint: str) -> str:
@@ -82,4 +84,44 @@ reward compares the target profile with the one read back from the user's turns.
 
 Made for research on simulated users. It repeats what its training dialogues contain and must not
 stand in for real people's opinions.
+"""
+
+
+def detector_card(
+    s: "DetectorSettings",
+    result: "DetectorResult",
+    parameters: int,
+    auc: "Estimate",
+    fingerprint: str,
+) -> str:
+    """Return a model card (markdown) written from what a training of a detector did; ``auc``: on validation."""
+    base = Path(s.base).name if Path(s.base).is_dir() else s.base
+    start = f"from {base}" if base else "from scratch"
+    counts = "\n".join(f"- {k}: {v:,}" for k, v in result.counts.items())
+    settings = "\n".join(f"| {k} | {v} |" for k, v in (asdict(s) | {"base": base}).items())
+    least = result.least_words
+    silent = f"fewer than {least} words" if least > 1 else "nothing but what has no word"
+    return f"""---
+library_name: transformers
+pipeline_tag: text-classification
+tags: [user-simulation, ai-detection]
+---
+
+# An AI detector: users' turns against assistants' turns
+
+{parameters:,} parameters, {start}, trained by `usp_lab.detector_training` after USP (arXiv 2502.18968): label 0 is a
+user's turn, 1 an assistant's, one utterance at a time, without context. Data fingerprint: {fingerprint or "not given"}.
+
+On validation: loss {result.best_loss:.4f} nats an utterance, AUC {auc.value:.4f} ({auc.low:.4f} to {auc.high:.4f}, n {auc.n}). Chosen
+there, and kept in `detector.json`: temperature {result.temperature:.3f}, by which log-odds are divided; and what it abstains from as too short to
+tell, {silent}.
+
+{counts}
+
+| setting | value |
+|---|---|
+{settings}
+
+Made for research on simulated users. It tells the two sides of the dialogues it was trained on apart, by length and
+style above all; it is no judge of who wrote a text, and must not be used as one.
 """

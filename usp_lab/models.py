@@ -19,6 +19,7 @@ from jinja2 import TemplateError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -85,13 +86,16 @@ def computes_bf16() -> bool:
     return any(able.get(unit, False) for unit in ("amx_bf16", "avx512_bf16"))
 
 
-def load_tokenizer(path: str | Path, speaker: str | None = "user") -> PreTrainedTokenizerFast:
-    """Load a tokenizer that pads on the left, for generation.
+def load_tokenizer(
+    path: str | Path, speaker: str | None = "user", padding: str = "left"
+) -> PreTrainedTokenizerFast:
+    """Load a tokenizer.
 
     Args:
         path: folder, name of an embedded model ("usp-tiny"), or hub id.
         speaker: whose header the chat template's generation prompt must open; None asks for no
-            template at all (a base model that is yet to be trained).
+            template at all (a base model that is yet to be trained, a classifier).
+        padding: "left" for generation; "right" for classifiers, whose positions count from the left.
 
     Raises:
         UspError: nothing there, unreadable, no chat template or one for the other role.
@@ -106,27 +110,82 @@ def load_tokenizer(path: str | Path, speaker: str | None = "user") -> PreTrained
             check_template(tokenizer, str(path), speaker)
         except TemplateError as e:
             raise UspError(not_loaded(path, "chat template of", e)) from e
-    tokenizer.padding_side = "left"
+    tokenizer.padding_side = padding
     return tokenizer
 
 
 def load_causal_lm(
     path: str | Path, weights: str | None = None, device: Device | None = None
 ) -> PreTrainedModel:
-    """Load a causal language model from a folder or the hub.
+    """Load a causal language model: `load_model` of that kind."""
+    return load_model(AutoModelForCausalLM, path, weights, device)
+
+
+def load_model(
+    kind: type,
+    path: str | Path,
+    weights: str | None = None,
+    device: Device | None = None,
+    what: str = "model",
+    labels: Sequence[str] = (),
+) -> PreTrainedModel:
+    """Load a model from a folder or the hub.
 
     Args:
+        kind: one of transformers' auto classes: `AutoModelForCausalLM`,
+            `AutoModelForSequenceClassification`.
         path: folder, name of an embedded model ("usp-tiny"), or hub id.
         weights: name of a pickle file ("pytorch_model.bin") that may be loaded for want of
             safetensors; the name is the consent.
         device: from `pick_device` when None.
+        what: the model is called in errors.
+        labels: names of a classifier's outputs, for one that is yet to be trained: its head may be missing
+            from the checkpoint. Without, nothing may be.
 
     Raises:
         UspError: nothing there, pickles only and not asked for by name, damaged or incomplete
             weights, an architecture that is unknown or needs its own code.
     """
-    device, source = device or pick_device(), source_of(path, "model")
+    device, source = device or pick_device(), source_of(path, what)
     folder = Path(source)
+    _check_pickles(path, folder, weights)
+    head = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
+    try:
+        with quiet_bars(_size(folder) < 2**30):
+            model, info = kind.from_pretrained(
+                source,
+                dtype=device.dtype,
+                trust_remote_code=False,
+                use_safetensors=weights is None,
+                output_loading_info=True,
+                **(head if labels else {}),
+            )
+    except (
+        Exception
+    ) as e:  # safetensors, OS, hub, config and unpickling errors all mean: not loaded
+        raise UspError(not_loaded(path, what, e)) from e
+    inner = f"{model.base_model_prefix}."
+    missing = sorted(
+        k
+        for k in info["missing_keys"]
+        if not labels or (k.startswith(inner) and not k.startswith(f"{inner}pooler"))
+    )
+    if missing:
+        raise UspError(
+            f"{what} {path} lacks {len(missing)} of its tensors ({missing[0]}, ...), which would be "
+            f"random; give a whole checkpoint of a {_KINDS[kind]}"
+        )
+    return model.to(device.name).eval()
+
+
+_KINDS = {
+    AutoModelForCausalLM: "causal language model",
+    AutoModelForSequenceClassification: "trained sequence classifier",
+}
+
+
+def _check_pickles(path: str | Path, folder: Path, weights: str | None) -> None:
+    """Refuse a folder of pickles alone, unless the pickle is asked for by name."""
     pickles = sorted(p.name for kind in ("bin", "pt", "pth") for p in folder.glob(f"*.{kind}"))
     named = [p for p in pickles if p.startswith("pytorch_model")]
     if weights is not None and folder.is_dir() and weights not in named:
@@ -140,26 +199,6 @@ def load_causal_lm(
             f"{path} holds pickled weights only ({', '.join(pickles)}), which can run code when "
             f"loaded; convert them to safetensors{consent}"
         )
-    try:
-        with quiet_bars(_size(folder) < 2**30):
-            model, info = AutoModelForCausalLM.from_pretrained(
-                source,
-                dtype=device.dtype,
-                trust_remote_code=False,
-                use_safetensors=weights is None,
-                output_loading_info=True,
-            )
-    except (
-        Exception
-    ) as e:  # safetensors, OS, hub, config and unpickling errors all mean: not loaded
-        raise UspError(not_loaded(path, "model", e)) from e
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise UspError(
-            f"model {path} lacks {len(missing)} of its tensors ({missing[0]}, ...), which would be "
-            "random; give a whole checkpoint of a causal language model"
-        )
-    return model.to(device.name).eval()
 
 
 def weights_fingerprint(model: PreTrainedModel) -> str:
@@ -170,6 +209,15 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(flat[:: max(1, len(flat) // 64)].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:12]
+
+
+def weights_digest(base: str | Path) -> bytes:
+    """Return a digest of a local or embedded checkpoint's safetensors; empty for others and for ""."""
+    folder, digest = local_folder(base) if base else None, hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")) if folder else []:
+        with path.open("rb") as f:
+            digest.update(hashlib.file_digest(f, "sha256").digest())
+    return digest.digest() if folder else b""
 
 
 @contextmanager

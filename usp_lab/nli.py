@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 from usp_lab import models
+from usp_lab.encoders import token_limit
 from usp_lab.entailment import Pair
 from usp_lab.errors import UspError
 
@@ -31,7 +32,9 @@ class NLI:
         self, name: str | Path, device: models.Device | None = None, batch: int = 64
     ) -> None:
         self.device, self.batch = device or models.pick_device(), batch
-        self.model, self.tokenizer = _load(name, self.device)
+        kind = AutoModelForSequenceClassification
+        self.model = models.load_model(kind, name, device=self.device, what="NLI model")
+        self.tokenizer = models.load_tokenizer(name, speaker=None, padding="right")
         labels = {int(i): str(label) for i, label in self.model.config.id2label.items()}
         wanted = [i for i, label in labels.items() if label.lower().startswith("entail")]
         if len(wanted) != 1:
@@ -40,8 +43,7 @@ class NLI:
                 "entailment, give such a one"
             )
         self.label = wanted[0]
-        limit = getattr(self.model.config, "max_position_embeddings", None) or 512
-        self.limit = min(self.tokenizer.model_max_length, limit)
+        self.limit = token_limit(self.tokenizer, self.model.config)
         self.identity = f"nli {name} {models.weights_fingerprint(self.model)}"
 
     def score(self, pairs: Sequence[Pair]) -> np.ndarray:
@@ -68,26 +70,3 @@ def said(premise: str) -> str:
     ('The user says: my girls are four', 'The user has two girls')
     """
     return premise if premise.startswith("The user") else f"The user says: {premise}"
-
-
-def _load(name: str | Path, device: models.Device):
-    """Load a classifier and its tokenizer, as `models` loads language models: safetensors, no remote code."""
-    source = models.source_of(name, "NLI model")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        with models.quiet_bars():
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                source,
-                dtype=device.dtype,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-    except Exception as e:  # damaged files raise bare exceptions
-        raise UspError(models.not_loaded(name, "NLI model", e)) from e
-    if info["missing_keys"]:
-        raise UspError(
-            f"{name} lacks {len(info['missing_keys'])} of its tensors ({sorted(info['missing_keys'])[0]}, "
-            "...), which would be random; give a trained NLI model, not a base model"
-        )
-    return model.to(device.name).eval(), tokenizer

@@ -135,7 +135,8 @@ def learning_curve(table: pd.DataFrame) -> Figure:
     """Draw loss by step, one panel a model: training in grey, validation in the model's colour.
 
     Args:
-        table: model, step, loss (nats per token), split ("train", "validation"); as wished low, high.
+        table: model, step, loss (nats), split ("train", "validation"); as wished low, high, per (what a loss is
+            the mean over, "token").
     """
     look = looks(table["model"])
     fig, axes, columns = panels([2.2] * len(look), share_y=True)
@@ -152,7 +153,7 @@ def learning_curve(table: pd.DataFrame) -> Figure:
         ax.set_xlabel(f"step\n{best}")
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     for ax in axes[::columns]:
-        ax.set_ylabel("loss, nats per token\n" + BETTER["lower"])
+        ax.set_ylabel(f"loss, nats per {given(table, 'per', 'token')}\n{BETTER['lower']}")
     fig.supxlabel("grey: training, colour with markers: validation", fontsize=8)
     return fig
 

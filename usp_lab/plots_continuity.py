@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from usp_lab.canvas import BLACK, CHARS, GREY, as_plot, line, looks, n_text, panels, wrap
+from usp_lab.canvas import BLACK, GREY, as_plot, curve_panels, given, line, looks, n_text
 
 _QUANTITIES = {
     "survival": "share of users still there",
@@ -28,21 +28,23 @@ def stopping_curves(table: pd.DataFrame) -> Figure:
     look = looks(table["arm"])
     alone = [a for a in look if a not in _BEHIND] or list(look)
     shown = [(q, a) for q in _QUANTITIES for a in alone if (table["quantity"] == q).any()]
-    fig, axes, columns = panels([1.9] * len(shown), share_y=True)
-    for i, (ax, (quantity, arm)) in enumerate(zip(axes, shown, strict=True)):
+    first = table[table["turn"] == table["turn"].min()]
+    ns = [n_text(first.loc[first["arm"] == a, "n"]) for _, a in shown]
+    fig, axes = curve_panels(
+        [f"{look[a].label}: {q}" for q, a in shown],
+        [f"decision after user turn\n{n}".strip() for n in ns],
+        [_QUANTITIES[q] for q, _ in shown],
+        height=1.9,
+    )
+    for ax, (quantity, arm) in zip(axes, shown, strict=True):
         part = table[(table["quantity"] == quantity) & table["value"].notna()].sort_values("turn")
         true = part[part["arm"] == "population"]
         ax.plot(true["turn"], true["value"], color=GREY, linewidth=1.2, linestyle="--", zorder=2)
         for name in ("real", arm) if arm != "population" else ():
             own = part[part["arm"] == name]
             line(ax, own, "turn", "value", look.get(name, look[arm]), size=4 if name == arm else 3)
-        first = table[(table["arm"] == arm) & (table["turn"] == table["turn"].min())]
-        ax.set_title(wrap(f"{look[arm].label}: {quantity}", CHARS[columns]))
-        ax.set_xlabel(f"decision after user turn\n{n_text(first['n'])}".strip())
         ax.set_ylim(-0.03, 1.03)
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        if i % columns == 0:
-            ax.set_ylabel(_QUANTITIES[quantity])
     foot = ["band: 95 % interval", "n: dialogues"]
     foot += ["black: real people"] if "real" in look else []
     foot += ["dashed: the population's own hazards"] if "population" in look else []
@@ -52,27 +54,30 @@ def stopping_curves(table: pd.DataFrame) -> Figure:
 
 @as_plot("arm predicted value low high n", text="arm", floats="predicted value low high n")
 def reliability(table: pd.DataFrame) -> Figure:
-    """Draw how often users ended against how probable an arm called it, one panel an arm.
+    """Draw how often something happened against how probable an arm called it, one panel an arm.
 
     On the dashed diagonal probabilities mean what they say.
 
     Args:
-        table: arm, predicted (mean probability of a bin, 0 to 1), value (share that ended), low,
-            high, n (decisions), as `termination.reliability` gives them.
+        table: arm, predicted (mean probability of a bin, 0 to 1), value (share in which it happened), low,
+            high, n, as `termination.reliability` gives them; as wished event ("an end") and happened
+            ("that ended"), in words.
     """
     look = looks(table["arm"])
-    fig, axes, columns = panels([2.2] * len(look), share_y=True)
-    for ax, (arm, one) in zip(axes, look.items(), strict=True):
-        own = table[(table["arm"] == arm) & table["value"].notna()].sort_values("predicted")
+    scored = table[table["value"].notna()].sort_values("predicted")
+    parts = {arm: scored[scored["arm"] == arm] for arm in look}
+    ns = [n_text([own["n"].sum()]) if len(own) else "not scored" for own in parts.values()]
+    fig, axes = curve_panels(
+        [one.label for one in look.values()],
+        [f"predicted probability of {given(table, 'event', 'an end')}\n{n}" for n in ns],
+        [f"share {given(table, 'happened', 'that ended')}"] * len(look),
+        height=2.2,
+    )
+    for ax, (arm, own) in zip(axes, parts.items(), strict=True):
         ax.plot([0, 1], [0, 1], color=BLACK, linewidth=1, linestyle="--", zorder=1)
-        line(ax, own, "predicted", "value", one, size=5)
+        line(ax, own, "predicted", "value", look[arm], size=5)
         ax.vlines(own["predicted"], own["low"], own["high"], color="#333333", linewidth=1.2)
-        ax.set_title(wrap(one.label, CHARS[columns]))
-        n = n_text([own["n"].sum()]) if len(own) else "not scored"
-        ax.set_xlabel(f"predicted probability of an end\n{n}")
         ax.set_xlim(-0.03, 1.03)
         ax.set_ylim(-0.03, 1.03)
-    for ax in axes[::columns]:
-        ax.set_ylabel("share that ended")
     fig.supxlabel("dashed: as predicted, line: 95 % interval", fontsize=8)
     return fig

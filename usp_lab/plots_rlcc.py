@@ -30,7 +30,8 @@ def guards(table: pd.DataFrame) -> Figure:
         table: metric, run (a seed's name), step (optimizer steps), value, least and most (bounds of a guard; NaN for
             none), n (validation users).
     """
-    names = [m for m in _TITLES if (table["metric"] == m).any()]
+    measured = set(table.loc[table["value"].notna(), "metric"])
+    names = [m for m in _TITLES if m in measured]
     fig, axes, columns = panels([1.7] * len(names))
     for ax, metric in zip(axes, names, strict=True):
         own = table[table["metric"] == metric].sort_values("step")

@@ -53,6 +53,7 @@ class ProfileGenerator(ChatModel):
 
     speaker = "assistant"
     options = ("truncate",)
+    embedded = "generator-tiny"
     batch = 16
 
     def __init__(self, model, tokenizer, sampling, name: str, truncate: bool = False) -> None:

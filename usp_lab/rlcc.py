@@ -13,7 +13,6 @@ import argparse
 import hashlib
 import json
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -25,9 +24,9 @@ import numpy as np
 from usp_lab.data import Dialogue, load_dialogues
 from usp_lab.errors import UspError
 from usp_lab.files import room_on_disk
+from usp_lab.finished import FINAL, finish, finished
 from usp_lab.options import add_fields
 from usp_lab.rlcc_settings import RlccResult, RlccSettings
-from usp_lab.sft import FINAL
 
 if TYPE_CHECKING:
     from usp_lab.reward import CycleReward
@@ -68,8 +67,8 @@ def train_rlcc(
     if Path(s.base).resolve() == out.resolve():
         raise UspError(f"base and out are both {out}; name another folder for the trained model")
     key = _key(targets, validation, assistant, reward, s)
-    if done := _finished(out, key):
-        return done
+    if done := finished(out, key):
+        return RlccResult(out, done["kept"], done["stopped"], done["counts"], done["resumed_from"])
     with room_on_disk(out):
         return _train(targets, validation, assistant, reward, out, s, key, fingerprint)
 
@@ -195,14 +194,11 @@ def order(n: int, places: int, seed: int) -> list[int]:
 
 def _key(targets, validation, assistant, reward: "CycleReward", s: RlccSettings) -> str:
     """Return 16 hex digits over everything that decides the weights."""
-    from usp_lab.models import local_folder
+    from usp_lab.models import weights_digest
     from usp_lab.simulators import identity
 
     digest = hashlib.sha256(json.dumps([asdict(s), reward.identity, identity(assistant)]).encode())
-    base = local_folder(s.base)
-    for path in sorted(base.glob("*.safetensors")) if base else []:
-        with path.open("rb") as f:
-            digest.update(hashlib.file_digest(f, "sha256").digest())
+    digest.update(weights_digest(s.base))
     for dialogues in (targets, validation):
         for d in dialogues:
             digest.update(json.dumps([d.id, d.profile]).encode() + b"\n")
@@ -235,24 +231,7 @@ def _save(trainer, tokenizer, best: Path | None, result: RlccResult, s: RlccSett
         "stopped": result.stopped,
         "resumed_from": result.resumed_from,
     }
-    part = result.path / f"{FINAL}.part"
-    part.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    part.replace(result.path / FINAL)
-    shutil.rmtree(result.path / "checkpoints", ignore_errors=True)
-
-
-def _finished(out: Path, key: str) -> RlccResult | None:
-    """Return the result of a finished run with this key, None when there is none."""
-    try:
-        record = json.loads((out / FINAL).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    if record.get("key") != key:
-        return None
-    shutil.rmtree(out / "checkpoints", ignore_errors=True)  # killed just before this
-    return RlccResult(
-        out, record["kept"], record["stopped"], record["counts"], record["resumed_from"]
-    )
+    finish(result.path, record)
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ import argparse
 import hashlib
 import json
 import os
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,12 +23,12 @@ from usp_lab.chat import END_TOKEN, SPECIAL_TOKENS, chat_template
 from usp_lab.data import Dialogue, load_dialogues
 from usp_lab.errors import UspError
 from usp_lab.files import room_on_disk
+from usp_lab.finished import FINAL, finish, finished
 from usp_lab.model_card import model_card
 from usp_lab.options import add_fields
 from usp_lab.sft_data import drawn, encode, to_messages, withhold_profiles
 from usp_lab.sft_settings import SftResult, SftSettings
 
-FINAL = "training.json"
 _ROWS = 400  # dialogues that the row of a new end token is fitted on
 
 
@@ -66,8 +65,8 @@ def train_sft(
     if s.base and Path(s.base).resolve() == out.resolve():
         raise UspError(f"base and out are both {out}; name another folder for the trained model")
     key = _key(train, validation, s)
-    if done := _finished(out, key):
-        return done
+    if done := finished(out, key):
+        return SftResult(out, done["history"], done["counts"], done["resumed_from"])
     with room_on_disk(out):
         return _train(train, validation, out, s, key, fingerprint)
 
@@ -191,14 +190,10 @@ def _lora(model, s: SftSettings, new_tokens: bool):
 
 def _key(train, validation, s: SftSettings) -> str:
     """Return 16 hex digits over everything that decides the weights."""
-    digest = hashlib.sha256(json.dumps(asdict(s)).encode())
-    if s.base:
-        from usp_lab.models import local_folder
+    from usp_lab.models import weights_digest
 
-        folder = local_folder(s.base)
-        for path in sorted(folder.glob("*.safetensors")) if folder else []:
-            with path.open("rb") as f:
-                digest.update(hashlib.file_digest(f, "sha256").digest())
+    digest = hashlib.sha256(json.dumps(asdict(s)).encode())
+    digest.update(weights_digest(s.base))
     for dialogues in (train, validation):
         for d in dialogues:
             digest.update(json.dumps(to_messages(d, s)).encode() + b"\n")
@@ -234,22 +229,7 @@ def _save(trainer, weights, tokenizer, result: SftResult, s: SftSettings, key, f
         "history": result.history,
         "resumed_from": result.resumed_from,
     }
-    part = result.path / f"{FINAL}.part"
-    part.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    part.replace(result.path / FINAL)
-    shutil.rmtree(result.path / "checkpoints", ignore_errors=True)
-
-
-def _finished(out: Path, key: str) -> SftResult | None:
-    """Return the result of a finished run with this key, None when there is none."""
-    try:
-        record = json.loads((out / FINAL).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    if record.get("key") != key:
-        return None
-    shutil.rmtree(out / "checkpoints", ignore_errors=True)  # killed just before this
-    return SftResult(out, record["history"], record["counts"], record["resumed_from"])
+    finish(result.path, record)
 
 
 def history_table(results: Mapping[str, SftResult]):

@@ -25,6 +25,7 @@ class ChatModel:
 
     speaker: str
     options: tuple[str, ...] = ()
+    embedded = ""  # the model of this kind that comes along
 
     def __init__(self, model, tokenizer, sampling: Sampling, name: str) -> None:
         self.model, self.tokenizer, self.sampling, self.name = model, tokenizer, sampling, name
@@ -49,7 +50,8 @@ class ChatModel:
         """Load from a folder or the hub.
 
         Args:
-            path: folder or hub id with config, tokenizer, chat template and safetensors.
+            path: folder or hub id with config, tokenizer, chat template and safetensors; the name of a model that comes
+                along, or "embedded" for the one of this kind.
             weights: consent to a pickle file, by its name (see `models.load_causal_lm`).
             device: where to compute; picked when None.
             name: how results call it; the folder's name when None.
@@ -65,6 +67,7 @@ class ChatModel:
             raise UspError(
                 f"{cls.__name__} has no option {unknown[0]!r}; known: {', '.join(known)}"
             )
+        path = cls.embedded if cls.embedded and str(path) == "embedded" else path
         tokenizer = load_tokenizer(path, cls.speaker)
         model = load_causal_lm(path, weights, device)
         own = {k: options.pop(k) for k in cls.options if k in options}
@@ -132,6 +135,7 @@ class UserSimulator(ChatModel):
 
     speaker = "user"
     options = ("with_profile",)
+    embedded = "usp-tiny"
 
     def __init__(
         self, model, tokenizer, sampling: Sampling, name: str, with_profile: bool = True

@@ -167,16 +167,44 @@ def auc(
     1.0
     """
     s, y = _aligned(scores, labels)
-    keep = ~np.isnan(s)
-    codes, s, y = _codes(clusters, keep), s[keep], y[keep] > 0
+    return _areas([s], y, lambda a: a, clusters, unit, seed)
+
+
+def auc_difference(
+    first: Sequence[float],
+    second: Sequence[float],
+    labels: Sequence[bool],
+    clusters: Sequence[Hashable] | None = None,
+    unit: str = "dialogue",
+    seed: int = 0,
+) -> Estimate:
+    """Estimate the difference of two scores' `auc` over the same items, first minus second.
+
+    An item that lacks either score is left out.
+
+    >>> auc_difference([0.1, 0.4, 0.8], [0.1, 0.8, 0.4], [False, False, True]).value
+    0.5
+    """
+    a, b, y = _aligned(first, second, labels)
+    return _areas([a, b], y, lambda a, b: a - b, clusters, unit, seed)
+
+
+def _areas(scores, y, statistic: Callable, clusters, unit: str, seed: int) -> Estimate:
+    """Estimate a statistic of the AUC of each of several scores; both classes are needed."""
+    keep = ~np.isnan(scores).any(axis=0)
+    codes, y = _codes(clusters, keep), y[keep] > 0
     if not y.any() or y.all():
-        return Estimate(math.nan, math.nan, math.nan, len(s), unit)
-    value, size = area(s, y), codes.max() + 1
+        return Estimate(math.nan, math.nan, math.nan, len(y), unit)
+    ranks = [np.unique(s[keep], return_inverse=True)[1] for s in scores]
+
+    def value(weights: np.ndarray) -> float:
+        return statistic(*(_weighted_auc(r, y, weights) for r in ranks))
+
+    whole, size = value(np.ones(len(y))), codes.max() + 1
     if size < 2:
-        return Estimate(value, math.nan, math.nan, len(s), unit)
-    rank = np.unique(s, return_inverse=True)[1]
-    drawn = [_weighted_auc(rank, y, w[codes]) for b in _weights(size, RESAMPLES, seed) for w in b]
-    return Estimate(value, *np.nanpercentile(drawn, 100 * _TAILS).tolist(), len(s), unit)
+        return Estimate(whole, math.nan, math.nan, len(y), unit)
+    drawn = [value(w[codes]) for block in _weights(size, RESAMPLES, seed) for w in block]
+    return Estimate(whole, *np.nanpercentile(drawn, 100 * _TAILS).tolist(), len(y), unit)
 
 
 def area(scores: np.ndarray, labels: np.ndarray) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from usp_lab import stats
+from usp_lab.calibration import equal_bins
 from usp_lab.chat import is_closing
 from usp_lab.data import Dialogue
 from usp_lab.evaluate import row
@@ -157,9 +158,8 @@ def reliability(
     table = pd.DataFrame({"score": scores, "ended": ended, "user": list(users)}).dropna()
     if not len(table):
         return pd.DataFrame(columns=["predicted", "value", "low", "high", "n", "unit"])
-    groups = pd.qcut(table["score"], min(bins, len(table)), labels=False, duplicates="drop")
     rows = []
-    for _, own in table.groupby(groups.fillna(0)):
+    for _, own in table.groupby(equal_bins(table["score"], bins)):
         e = stats.mean(own["ended"], own["user"].tolist(), unit, seed)
         rows.append({"predicted": own["score"].mean(), **e.as_dict()})
     return pd.DataFrame(rows)

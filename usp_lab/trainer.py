@@ -22,6 +22,7 @@ from usp_lab.errors import UspError
 from usp_lab.models import computes_bf16
 
 if TYPE_CHECKING:
+    from usp_lab.detector_training import DetectorSettings
     from usp_lab.sft_settings import SftSettings
 
 
@@ -88,44 +89,64 @@ def trainer_class() -> type[SFTTrainer]:
 
 def arguments(s: "SftSettings", folder: Path, steps: int) -> SFTConfig:
     """Return TRL's configuration of a run of ``steps`` steps."""
-    world, every = int(os.environ.get("WORLD_SIZE", 1)), max(1, steps // s.evals)
     warmup = max(1, round(0.1 * steps))  # a tenth, as in USP's release
+    if s.optimizer == "muon":
+        warmup = min(200, warmup)
+    return SFTConfig(
+        **common_arguments(s, folder, steps, warmup),
+        max_length=None,  # we have cut at whole turns; TRL would cut anywhere
+        activation_checkpointing=torch.cuda.is_available(),
+    )
+
+
+def common_arguments(
+    s: "SftSettings | DetectorSettings", folder: Path, steps: int, warmup: int
+) -> dict[str, object]:
+    """Return what is configured alike in every supervised training.
+
+    Args:
+        s: settings.
+        folder: of checkpoints.
+        steps: length of the run; ``warmup``: of these, in which the rate rises.
+
+    Raises:
+        UspError: a batch that processes cannot share evenly.
+    """
+    world, every = int(os.environ.get("WORLD_SIZE", 1)), max(1, steps // s.evals)
     micro, cuda = s.micro_batch or s.batch // world, torch.cuda.is_available()
     if not micro or s.batch % (micro * world):
         raise UspError(
             f"batch={s.batch} cannot be shared by {world} process(es) with micro_batch="
             f"{s.micro_batch}; make it a multiple of {max(micro, 1) * world}"
         )
-    return SFTConfig(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=s.batch // (micro * world),
-        per_device_eval_batch_size=s.micro_batch or 32,
-        train_sampling_strategy="sequential",  # `schedule` has shuffled
-        max_length=None,  # we have cut at whole turns; TRL would cut anywhere
-        learning_rate=s.lr,
-        lr_scheduler_type="cosine",
-        warmup_steps=min(200, warmup) if s.optimizer == "muon" else warmup,
-        weight_decay=0.1,
-        adam_beta2=0.95,
-        bf16=s.bf16 and computes_bf16(),
-        activation_checkpointing=cuda,
-        ddp_find_unused_parameters=False,
-        use_cpu=not cuda,
-        dataloader_pin_memory=cuda,
-        seed=s.seed,
-        eval_strategy="steps",
-        eval_steps=every,
-        save_strategy="steps",
-        save_steps=every,
-        save_total_limit=2,
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_loss",
-        greater_is_better=False,
-        logging_steps=max(1, every // 5),
-        report_to="none",
-    )
+    return {
+        "output_dir": str(folder),
+        "max_steps": steps,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": s.batch // (micro * world),
+        "per_device_eval_batch_size": s.micro_batch or 32,
+        "train_sampling_strategy": "sequential",  # `schedule` has shuffled
+        "learning_rate": s.lr,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": warmup,
+        "weight_decay": 0.1,
+        "adam_beta2": 0.95,
+        "bf16": s.bf16 and computes_bf16(),
+        "ddp_find_unused_parameters": False,
+        "use_cpu": not cuda,
+        "dataloader_pin_memory": cuda,
+        "seed": s.seed,
+        "eval_strategy": "steps",
+        "eval_steps": every,
+        "save_strategy": "steps",
+        "save_steps": every,
+        "save_total_limit": 2,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
+        "logging_steps": max(1, every // 5),
+        "report_to": "none",
+    }
 
 
 def quiet(trainer: SFTTrainer, *callbacks: TrainerCallback) -> None:
@@ -175,14 +196,14 @@ class Bar(TrainerCallback):
 
 
 class EarlyStop(TrainerCallback):
-    """Stop when ``patience`` evaluations in a row have not improved the validation loss.
+    """Stop when ``patience`` evaluations in a row have not improved a metric, by default the validation loss.
 
     It reads the learning curve, which checkpoints keep, so that a resumed run stops where an
     uninterrupted one does.
     """
 
-    def __init__(self, patience: int) -> None:
-        self.patience = patience
+    def __init__(self, patience: int, metric: str = "eval_loss", higher: bool = False) -> None:
+        self.patience, self.metric, self.sign = patience, metric, -1 if higher else 1
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
         """Look at the curve after each evaluation."""
@@ -195,7 +216,7 @@ class EarlyStop(TrainerCallback):
 
     def reached(self, history: Sequence[dict]) -> bool:
         """Tell whether a learning curve has come to its stop."""
-        losses = [h["eval_loss"] for h in history if "eval_loss" in h]
+        losses = [self.sign * h[self.metric] for h in history if self.metric in h]
         return bool(losses) and len(losses) - 1 - int(np.argmin(losses)) >= self.patience
 
 

@@ -1,0 +1,237 @@
+"""What RLCC's two helpers are worth: does the detector see what it is to see, does the generator read what is there?
+
+sides = {"users_vs_assistants": utterances(corpus.test), "simulated_vs_true": pairs(targets, turns)}
+detector_estimates(sides, {"detector": detector.probabilities, "bag_of_words": words.probabilities})
+generator_estimates({"generator": profiles, "rules": by_rules}, dialogues)
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from usp_lab import stats
+from usp_lab.calibration import ece
+from usp_lab.data import Dialogue
+from usp_lab.detector_training import Utterances
+from usp_lab.evaluate import owners, row
+from usp_lab.goals import goal_finder
+from usp_lab.profile_quality import HABITS, judge
+from usp_lab.profiles import Profile, sentences, split_profile
+from usp_lab.reward import HALVES, half_cosines
+
+SATURATED = 0.99  # P(human) above which the reward has next to no slope
+DETECTOR = "detector"
+Judge = Callable[[Sequence[str]], np.ndarray]
+
+
+# --- the detector -------------------------------------------------------------------------------
+
+
+class BagOfWords:
+    """The baseline that any detector must be held against: words and letters counted, a logistic regression."""
+
+    def fit(self, utterances: Utterances) -> "BagOfWords":
+        """Learn from training utterances."""
+        self.model_ = _counted().fit(utterances.texts, utterances.human)
+        return self
+
+    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        """Return P(human) of each text, shape (n,)."""
+        return self.model_.predict_proba(list(texts))[:, 1] if len(texts) else np.zeros(0)
+
+
+def _counted():
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline, make_union
+
+    how = {"sublinear_tf": True, "max_features": 50_000, "dtype": np.float32}
+    words = TfidfVectorizer(ngram_range=(1, 2), **how)
+    letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), lowercase=False, **how)
+    model = LogisticRegression(C=10.0, solver="liblinear", random_state=0)
+    return make_pipeline(make_union(words, letters), model)
+
+
+def shortness(texts: Sequence[str]) -> np.ndarray:
+    """Score texts by how short they are, in words: what length alone tells of who wrote them."""
+    return -np.array([len(t.split()) for t in texts], float)
+
+
+def pairs(dialogues: Sequence[Dialogue], turns: Sequence[Sequence[str]]) -> Utterances:
+    """Return true user turns (True) and what was said in their place (False), where both say something."""
+    rows = []
+    for user, d, said in zip(owners(dialogues), dialogues, turns, strict=True):
+        for true, other in zip(d.user_turns, said, strict=True):
+            if true.strip() and other.strip():
+                rows += [(true, True, user), (other, False, user)]
+    texts, human, whose = (list(c) for c in zip(*rows, strict=True)) if rows else ([], [], [])
+    return Utterances(texts, np.array(human, bool), whose)
+
+
+def on_purpose(side: Utterances, folds: int = 5, seed: int = 0) -> np.ndarray:
+    """Return P(true) of each utterance from a bag of words that was taught this very difference, on other users.
+
+    What there is to see for one who looks for it: a detector of assistants need not. NaN where there are fewer than
+    two users.
+    """
+    from sklearn.model_selection import GroupKFold, cross_val_predict
+
+    n = min(folds, len(set(side.owners)))
+    if n < 2:
+        return np.full(len(side.texts), np.nan)
+    split = GroupKFold(n, shuffle=True, random_state=seed)
+    found = cross_val_predict(_counted(), side.texts, side.human, groups=side.owners, cv=split, method="predict_proba")  # fmt: skip
+    return found[:, 1]
+
+
+def detector_scores(
+    sides: Mapping[str, Utterances], judges: Mapping[str, Judge]
+) -> dict[str, pd.DataFrame]:
+    """Score every side by every judge: side -> text, human, owner, and a column a judge.
+
+    A text that comes in several sides is asked once. Where the detector is silent, so are all: arms of a side are
+    over the same items.
+    """
+    texts = list(dict.fromkeys(t for side in sides.values() for t in side.texts))
+    known = {name: dict(zip(texts, ask(texts), strict=True)) for name, ask in judges.items()}
+    out = {}
+    for name, side in sides.items():
+        table = pd.DataFrame({"text": side.texts, "human": side.human, "owner": side.owners})
+        for judge_name in judges:
+            table[judge_name] = [float(known[judge_name][t]) for t in side.texts]
+        if DETECTOR in judges:
+            silent = table[DETECTOR].isna()
+            table.loc[silent, list(judges)] = np.nan
+        out[name] = table
+    return out
+
+
+def detector_estimates(
+    scores: Mapping[str, pd.DataFrame], unit: str = "user", seed: int = 0
+) -> pd.DataFrame:
+    """Return ``detector_auc`` of each side as the arm <side> (the detector), <side>_<judge>, and what the detector is
+    better by, <side>_minus_<judge>.
+
+    Args:
+        scores: as `detector_scores` gives them.
+        unit: what owners are called; seed: of the resampling.
+
+    Returns:
+        A tidy table, with side and judge.
+    """
+    rows = []
+    for side, table in scores.items():
+        whose, human = table["owner"].tolist(), table["human"].to_numpy()
+        judges = [c for c in table if c not in ("text", "human", "owner")]
+        for name in judges:
+            arm = side if name == DETECTOR else f"{side}_{name}"
+            e = stats.auc(table[name], human, whose, unit, seed)
+            rows.append(row("detector_auc", arm, e, better="higher", side=side, judge=name))
+        for name in [j for j in judges if j != DETECTOR and DETECTOR in judges]:
+            e = stats.auc_difference(table[DETECTOR], table[name], human, whose, unit, seed)
+            rows.append(row("detector_auc", f"{side}_minus_{name}", e, better="higher", side=side))
+    return pd.DataFrame(rows)
+
+
+def detector_levels(
+    groups: Mapping[str, tuple[Sequence[str], Sequence[str]]], judge_: Judge, unit: str = "user", seed: int = 0
+) -> pd.DataFrame:  # fmt: skip
+    """Return how human a detector finds whose utterances: ``naturalness`` (mean P(human)), ``r_ai_saturated`` (share
+    above 0.99, where the reward has next to no slope) and ``detector_abstains`` (share it is silent on), an arm a group.
+
+    Args:
+        groups: arm -> (utterances, owners).
+        judge_: P(human) of texts.
+    """
+    rows = []
+    for arm, (texts, whose) in groups.items():
+        p = np.asarray(judge_(list(texts)), float)
+        high = np.where(np.isnan(p), np.nan, p > SATURATED)
+        for metric, values, better in (
+            ("naturalness", p, "higher"),
+            ("r_ai_saturated", high, "lower"),
+            ("detector_abstains", np.isnan(p).astype(float), ""),
+        ):
+            rows.append(row(metric, arm, stats.mean(values, whose, unit, seed), better=better))
+    return pd.DataFrame(rows)
+
+
+def calibration_estimates(
+    table: pd.DataFrame, judges: Sequence[str], unit: str = "user", seed: int = 0
+) -> pd.DataFrame:
+    """Return ``detector_ece`` per judge over one side's scores (`detector_scores`)."""
+    whose, human = table["owner"].tolist(), table["human"].to_numpy()
+    found = {j: ece(table[j], human, whose, unit, seed=seed) for j in judges}
+    return pd.DataFrame(
+        [row("detector_ece", judge, e, better="lower") for judge, e in found.items()]
+    )
+
+
+# --- the generator ------------------------------------------------------------------------------
+
+
+def topic_of(profile: Profile | str | None) -> str | None:
+    """Return the population's topic that a profile's objective half is about, as the truth checker reads it."""
+    text = profile.to_text() if isinstance(profile, Profile) else profile or ""
+    said = sentences(split_profile(text)[0])
+    found = [intent for intent in goal_finder().find(said) if intent] if said else []
+    return max(found, key=lambda i: i.score).topic if found else None
+
+
+def generator_estimates(
+    found: Mapping[str, Sequence[Profile | None]],
+    dialogues: Sequence[Dialogue],
+    unit: str = "user",
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return per extractor ``generator_topic``: share of dialogues whose topic the profile names; ``generator_style``:
+    share of the habits that the dialogue expresses which the profile gets right; ``generator_style_precision``: of the
+    habits that it claims.
+
+    Args:
+        found: arm -> a profile a dialogue, None where it failed, which misses all.
+        dialogues: of the population.
+    """
+    rows, whose = [], owners(dialogues)
+    for arm, profiles in found.items():
+        named = [float(topic_of(p) == d.truth["topic"]) for d, p in zip(dialogues, profiles, strict=True)]  # fmt: skip
+        rows.append(row("generator_topic", arm, stats.mean(named, whose, unit, seed), better="higher"))  # fmt: skip
+        judged = [
+            [r for r in judge(d, p) if r[0] in HABITS]
+            for d, p in zip(dialogues, profiles, strict=True)
+        ]
+        for metric, kind in (("generator_style", "item"), ("generator_style_precision", "claim")):
+            right = [float(sum(r[2] for r in own if r[1] == kind)) for own in judged]
+            total = [float(sum(r[1] == kind for r in own)) for own in judged]
+            e = stats.ratio(right, total, whose, unit, seed)
+            rows.append(row(metric, arm, e, better="higher"))
+    return pd.DataFrame(rows)
+
+
+def likeness(
+    written: Mapping[str, Sequence[str]],
+    dialogues: Sequence[Dialogue],
+    encoder: str = "minilm",
+    unit: str = "user",
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return how like written profiles are to those of the dialogues, half by half, as RLCC's reward compares them:
+    ``generator_objective`` and ``generator_subjective``, cosines per arm, and what the first arm is above the others.
+
+    Args:
+        written: arm -> a profile's text a dialogue, "" where there is none, which scores 0.
+        dialogues: with profiles; one whose profile lacks a half is left out there.
+    """
+    whose, rows = owners(dialogues), []
+    cosines = {a: half_cosines([d.profile for d in dialogues], t, encoder) for a, t in written.items()}  # fmt: skip
+    first, *others = cosines
+    for k, half in enumerate(HALVES):
+        metric = f"generator_{half}"
+        for arm, found in cosines.items():
+            e = stats.mean(found[:, k], whose, unit, seed)
+            rows.append(row(metric, arm, e, better="higher"))
+        for arm in others:
+            e = stats.paired(cosines[first][:, k], cosines[arm][:, k], whose, unit, seed)
+            rows.append(row(metric, f"{first}_minus_{arm}", e, better="higher"))
+    return pd.DataFrame(rows)

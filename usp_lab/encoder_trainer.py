@@ -1,0 +1,112 @@
+"""Classifiers of utterances from scratch, and transformers' Trainer as we use it on them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    ModernBertConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+)
+
+from usp_lab.models import new_tokenizer
+from usp_lab.trainer import common_arguments
+
+if TYPE_CHECKING:
+    from usp_lab.detector_training import DetectorSettings
+
+
+class EncoderTrainer(Trainer):
+    """The library's trainer with a loss that micro-batches and processes do not change.
+
+    Its own leaves the mean to the model, which knows of one micro-batch alone.
+    """
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Return the mean cross-entropy of utterances."""
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = torch.nn.functional.cross_entropy(outputs.logits.float(), labels, reduction="sum")
+        if num_items_in_batch is None:
+            loss = loss / len(labels)
+        else:
+            loss = loss / num_items_in_batch
+            if self.args.average_tokens_across_devices:  # it counts all of them, and DDP averages
+                loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+
+def arguments(s: "DetectorSettings", folder: Path, steps: int, metric: str) -> TrainingArguments:
+    """Return the configuration of a run of ``steps`` steps whose best weights by ``metric`` are kept."""
+    better = {"metric_for_best_model": metric, "greater_is_better": metric != "eval_loss"}
+    warmup = max(1, round(s.warmup * steps))
+    return TrainingArguments(**common_arguments(s, folder, steps, warmup) | better)
+
+
+def macro_f1(predicted) -> dict[str, float]:
+    """Return the unweighted mean of the labels' F1, 0 to 1: what the release chose its detector by."""
+    from sklearn.metrics import f1_score
+
+    return {"macro_f1": float(f1_score(predicted.label_ids, predicted.predictions.argmax(-1), average="macro"))}  # fmt: skip
+
+
+def new_encoder_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer that keeps case and blanks, and begins each text with a mark."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = new_tokenizer(texts, vocab_size)
+    begin, begin_id = tokenizer.bos_token, tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{begin} $A", special_tokens=[(begin, begin_id)]
+    )
+    tokenizer.chat_template, tokenizer.padding_side = None, "right"
+    return tokenizer
+
+
+def new_encoder(
+    tokenizer: PreTrainedTokenizerFast,
+    size: tuple[int, int, int, int],
+    labels: Sequence[str],
+    context: int,
+    seed: int = 0,
+) -> PreTrainedModel:
+    """Return a randomly initialised ModernBERT classifier (Warner et al., arXiv 2412.13663), the same for the same seed.
+
+    It classifies the mean over tokens: beside BERT's first token that saw more of small data, faster.
+
+    Args:
+        tokenizer: its vocabulary and special tokens.
+        size: (hidden size, layers, heads, feed-forward size).
+        labels: names of the outputs.
+        context: tokens that it is to read.
+        seed: of the weights.
+    """
+    hidden, layers, heads, inner = size
+    config = ModernBertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=inner,
+        max_position_embeddings=context,
+        global_attn_every_n_layers=1,
+        classifier_pooling="mean",
+        embedding_dropout=0.1,
+        mlp_dropout=0.1,
+        classifier_dropout=0.1,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        cls_token_id=tokenizer.bos_token_id,
+        sep_token_id=tokenizer.eos_token_id,
+        id2label=dict(enumerate(labels)),
+        label2id={name: i for i, name in enumerate(labels)},
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForSequenceClassification.from_config(config)
