@@ -23,6 +23,7 @@ from usp_lab.look_alikes import LOOK_ALIKES, make_all
 from usp_lab.notebooks import read_notebooks
 from usp_lab.plan import Request, make_plan
 from usp_lab.presets import read_presets
+from usp_lab.run import THREADS
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = "hub:wangkevin02/LMSYS-USP"
@@ -37,8 +38,10 @@ NEEDS = {
         "allenai/longformer-base-4096",
     },
     "05_profile_sampler": {SIMCSE},
+    "06_rlcc": {"wangkevin02/Profile_Generator", "wangkevin02/AI_Detect_Model", SIMCSE},
     "10_authenticity": {SIMCSE, "AnnaWegmann/Style-Embedding"},
     "11_consistency": {"cross-encoder/nli-deberta-v3-base"},
+    "12_diversity": {SIMCSE},
     "14_leakage_audit": {LLAMA, SIMCSE},
     "21_case_studies": {SIMCSE},
 }
@@ -99,6 +102,9 @@ def executed(checkout, folders, tmp_path_factory) -> str:
         make_plan(Request(("02_profiles",), "paper", data=str(bare)), root=checkout).save(),
     ]
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path_factory.mktemp("hf"))}
+    offline |= {
+        f"{library}_NUM_THREADS": "1" for library in THREADS
+    }  # numba's would be torch's, too
     env = os.environ | offline | {"USP_LAB_ROOT": str(checkout), "PYTHONPATH": str(checkout)}
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "one_kernel.py"), *map(str, plans)],
@@ -132,7 +138,8 @@ def test_notebook_ran_with_the_presets_own_parameters(name, executed, checkout, 
     wanted = NOTEBOOKS[name].defaults | common | PAPER.get(name, {}) | {"preset": "paper"}
     for parameter in wanted.keys() - {"data"} - LOWERED.get(name, {}).keys():
         value = passed[parameter]
-        assert back.get(value, value) == wanted[parameter], parameter
+        value = back.get(value, value) if isinstance(value, str) else value
+        assert value == wanted[parameter], parameter
 
 
 def test_what_was_trained_is_what_was_asked_for(executed, checkout):
