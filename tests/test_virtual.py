@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 from usp_lab import far, load_dialogues
 from usp_lab.attributes import NAMES, LatentClasses, attributes
 from usp_lab.errors import UspError
-from usp_lab.far import joint, least_similar, nearest
+from usp_lab.far import joint, least_similar, nearest, nearest_other
 from usp_lab.sampling import ProfileSampler
 from usp_lab.users import log_density
 from usp_lab.virtual import PairRules, candidates, draw, flagged, impossible
@@ -147,6 +147,17 @@ def test_the_farthest_are_the_exact_ones(monkeypatch):
     assert cosine == pytest.approx(np.sort(true)[:50], abs=1e-5)
     assert looked[-1] < 1000  # most were out long before the end
     assert np.array_equal(least_similar(first, second, pairs, training, 50, seed=5)[0], chosen)
+
+
+def test_the_nearest_other_profile_is_found_tile_by_tile(monkeypatch):
+    monkeypatch.setattr("usp_lab.far.TILE", 7)
+    rng = np.random.default_rng(0)
+    x = joint(*(v / np.linalg.norm(v, axis=1)[:, None] for v in rng.normal(size=(2, 30, 5))))
+    plain = x @ x.T - 3 * np.eye(30)
+    assert nearest_other(x) == pytest.approx(plain.max(axis=1))
+    assert nearest_other(np.array([[1.0, 0.0], [1.0, 0.0]])) == pytest.approx([1, 1])
+    with pytest.raises(UspError, match="1 profile.s. have no other one"):
+        nearest_other(x[:1])
 
 
 def test_bad_vectors_are_named():

@@ -44,6 +44,26 @@ def nearest(objective: np.ndarray, subjective: np.ndarray, pairs: np.ndarray, tr
     return search.best
 
 
+def nearest_other(profiles: np.ndarray) -> np.ndarray:
+    """Return each profile's cosine to the most similar other one, shape (n,), a tile at a time.
+
+    Args:
+        profiles: unit embeddings (`joint`), shape (n, d).
+
+    Raises:
+        UspError: fewer than two profiles.
+    """
+    if len(profiles) < 2:
+        raise UspError(f"{len(profiles)} profile(s) have no other one; give two at least")
+    out = np.empty(len(profiles), profiles.dtype)
+    for start in range(0, len(profiles), TILE):
+        near = profiles[start : start + TILE] @ profiles.T
+        rows = np.arange(len(near))
+        near[rows, start + rows] = -2  # itself
+        out[start : start + TILE] = near.max(axis=1)
+    return out
+
+
 def least_similar(objective: np.ndarray, subjective: np.ndarray, pairs: np.ndarray, training: np.ndarray, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Return the k pairs least similar to any real profile, and their cosines to the nearest, ascending.
 
