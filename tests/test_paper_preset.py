@@ -5,14 +5,12 @@ run here. Nothing but ids, and numbers of things that the small data set has few
 """
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from one_kernel import run_plans
 from test_notebooks import check_form
 from test_notebooks import checkout as checkout  # a copy of what the runner needs
 
@@ -99,15 +97,7 @@ def executed(checkout, folders, tmp_path_factory) -> str:
         make_plan(Request(("02_profiles",), "paper", data=str(bare)), root=checkout).save(),
     ]
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path_factory.mktemp("hf"))}
-    env = os.environ | offline | {"USP_LAB_ROOT": str(checkout), "PYTHONPATH": str(checkout)}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "one_kernel.py"), *map(str, plans)],
-        cwd=checkout,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=1500,
-    )
+    done = run_plans(checkout, *plans, **offline)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
