@@ -33,10 +33,14 @@ NEEDS = {
     "04_auxiliary_models": {
         "meta-llama/Meta-Llama-3-8B-Instruct",
         "allenai/longformer-base-4096",
+        "wangkevin02/AI_Detect_Model",
+        SIMCSE,
     },
     "05_profile_sampler": {SIMCSE},
+    "06_rlcc": {"wangkevin02/Profile_Generator", "wangkevin02/AI_Detect_Model", SIMCSE},
     "10_authenticity": {SIMCSE, "AnnaWegmann/Style-Embedding"},
     "11_consistency": {"cross-encoder/nli-deberta-v3-base"},
+    "12_diversity": {SIMCSE},
     "14_leakage_audit": {LLAMA, SIMCSE},
     "21_case_studies": {SIMCSE},
 }
