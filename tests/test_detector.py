@@ -297,7 +297,9 @@ def test_shortest_told_is_what_validation_shows():
     assert shortest_told(texts, np.where(words <= 2, noise, told), human) == 3
     assert shortest_told(texts, noise, human) == 5
     lone = human | (words <= 3)  # no assistant says so little: nothing was shown
-    assert shortest_told(texts, told, lone) == 2  # what has 4 words is within its reach
+    assert (
+        shortest_told(texts, np.where(lone, 2.0, -2.0), lone) == 2
+    )  # what has 4 words is within its reach
     assert shortest_told([], np.zeros(0), np.zeros(0, bool)) == 5
 
 
