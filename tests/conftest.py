@@ -2,8 +2,9 @@
 
 import os
 
-# Before torch is imported. Two workers with two threads each take turns waiting for one another.
-for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+# Before torch is imported. Two workers with two threads each take turns waiting for one another, and
+# numba gives its number of threads to torch as soon as it runs something in parallel.
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 
 _FIRST = ("test_notebooks", "test_paper_preset", "test_sft", "test_runner", "test_endpoints")
