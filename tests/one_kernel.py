@@ -44,7 +44,10 @@ def run_notebook(path, parameters, cwd, sockets, save, progress):
 def run_plans(root: Path, *plans: Path, **env: str) -> subprocess.CompletedProcess:
     """Run plans of the checkout ``root`` in a process of their own, with its modules."""
     command = [sys.executable, __file__, *map(str, plans)]
-    env = os.environ | {"USP_LAB_ROOT": str(root), "PYTHONPATH": str(root)} | env
+    one = {
+        f"{library}_NUM_THREADS": "1" for library in run.THREADS
+    }  # numba's would be torch's, too
+    env = os.environ | one | {"USP_LAB_ROOT": str(root), "PYTHONPATH": str(root)} | env
     return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=1500)
 
 
