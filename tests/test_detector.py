@@ -20,7 +20,7 @@ from transformers import (
     RobertaTokenizer,
 )
 
-from usp_lab import detector_training, stats, trainer
+from usp_lab import detector_training, encoder_trainer, stats, trainer
 from usp_lab.calibration import ece, equal_bins, fit_temperature
 from usp_lab.data import Dialogue, load_dialogues
 from usp_lab.detector import FILE, AIDetector
@@ -297,7 +297,9 @@ def test_shortest_told_is_what_validation_shows():
     assert shortest_told(texts, np.where(words <= 2, noise, told), human) == 3
     assert shortest_told(texts, noise, human) == 5
     lone = human | (words <= 3)  # no assistant says so little: nothing was shown
-    assert shortest_told(texts, told, lone) == 2  # what has 4 words is within its reach
+    assert (
+        shortest_told(texts, np.where(lone, 2.0, -2.0), lone) == 2
+    )  # what has 4 words is within its reach
     assert shortest_told([], np.zeros(0), np.zeros(0, bool)) == 5
 
 
@@ -517,3 +519,45 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, monkeypatch, capsys
     assert exit.value.code == 2 and not (tmp_path / "m").exists()
     *_, last = capsys.readouterr().err.strip().splitlines()
     assert message in last and "error: " in last
+
+
+# --- guessing first --------------------------------------------------------------------------------
+
+
+def test_an_encoder_that_guessed_first_resumes_and_ends_in_the_same_weights(tmp_path, monkeypatch):
+    s = replace(TINY, pretrain_epochs=1.0, max_steps=12, evals=3)  # bounded: 12 steps of guessing
+    whole = train_detector(TRAIN, VALIDATION, tmp_path / "a", s)
+    assert whole.counts["train: steps of guessing"] == 12
+    plain = train_detector(TRAIN, VALIDATION, tmp_path / "c", replace(s, pretrain_epochs=0))
+    assert not same(weights(whole.path), weights(plain.path))
+
+    def stopping(step: int):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == step and (self.title == "b") == (step == 9):
+                raise Stopped
+
+        return on_step_end
+
+    for step in (6, 9):  # first while it guesses, then while it learns to tell
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer.Bar, "on_step_end", stopping(step))
+            with pytest.raises(Stopped):
+                train_detector(TRAIN, VALIDATION, tmp_path / "b", s)
+    resumed = train_detector(TRAIN, VALIDATION, tmp_path / "b", s)
+    assert resumed.resumed_from == 8 and same(weights(resumed.path), weights(whole.path))
+    assert not (tmp_path / "b" / "checkpoints").exists()
+
+
+def test_what_is_masked():
+    ids = [0, *range(10, 60)]
+    seen, labels = encoder_trainer._masked(ids, 4, seed=0, place=1)
+    hit = [i for i, label in enumerate(labels) if label != -100]
+    assert 0 not in hit and 5 < len(hit) < 25
+    assert [labels[i] for i in hit] == [ids[i] for i in hit] and {seen[i] for i in hit} == {4}
+    assert all(seen[i] == ids[i] for i in range(51) if i not in hit)
+    assert encoder_trainer._masked(ids, 4, 0, 1) == (seen, labels)
+    assert encoder_trainer._masked(ids, 4, 0, 2) != (seen, labels)
+    for short in ([0, 9], [0]):  # a row without a guess would have no loss
+        assert sum(label != -100 for label in encoder_trainer._masked(short, 4, 0, 0)[1]) == 1
+    with pytest.raises(UspError, match="pretrain_epochs is for encoders from scratch"):
+        replace(TINY, base="x", pretrain_epochs=1.0)

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from one_kernel import run_plans
 
 from usp_lab.files import read_json
+from usp_lab.plan import Request, make_plan
 from usp_lab.results import load_runs
 
 HERE = Path(__file__).resolve().parents[1]
@@ -102,8 +104,9 @@ def hand_made(path: Path, profile: bool) -> Path:
 
 
 def whole_on(checkout: Path, file: Path, *names: str) -> str:
-    """Run notebooks on a file (all), check every arm, and return what 02_profiles printed."""
-    done = run(checkout, *(names or ["all"]), "--preset", "smoke", "--data", str(file))
+    """Run notebooks on a file (all), in one kernel, check every arm, and return what 02_profiles printed."""
+    request = Request(tuple(names), "smoke", data=str(file.resolve()))
+    done = run_plans(checkout, make_plan(request, root=checkout).save())
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     folder = next((checkout / "runs").glob(f"smoke+*{file.name.split('.')[0]}*"))
     for name in names or NOTEBOOKS:

@@ -5,14 +5,12 @@ run here. Nothing but ids, and numbers of things that the small data set has few
 """
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from one_kernel import run_plans
 from test_notebooks import check_form
 from test_notebooks import checkout as checkout  # a copy of what the runner needs
 
@@ -23,7 +21,6 @@ from usp_lab.look_alikes import LOOK_ALIKES, make_all
 from usp_lab.notebooks import read_notebooks
 from usp_lab.plan import Request, make_plan
 from usp_lab.presets import read_presets
-from usp_lab.run import THREADS
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = "hub:wangkevin02/LMSYS-USP"
@@ -36,6 +33,8 @@ NEEDS = {
     "04_auxiliary_models": {
         "meta-llama/Meta-Llama-3-8B-Instruct",
         "allenai/longformer-base-4096",
+        "wangkevin02/AI_Detect_Model",
+        SIMCSE,
     },
     "05_profile_sampler": {SIMCSE},
     "06_rlcc": {"wangkevin02/Profile_Generator", "wangkevin02/AI_Detect_Model", SIMCSE},
@@ -102,18 +101,7 @@ def executed(checkout, folders, tmp_path_factory) -> str:
         make_plan(Request(("02_profiles",), "paper", data=str(bare)), root=checkout).save(),
     ]
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path_factory.mktemp("hf"))}
-    offline |= {
-        f"{library}_NUM_THREADS": "1" for library in THREADS
-    }  # numba's would be torch's, too
-    env = os.environ | offline | {"USP_LAB_ROOT": str(checkout), "PYTHONPATH": str(checkout)}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "one_kernel.py"), *map(str, plans)],
-        cwd=checkout,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=1500,
-    )
+    done = run_plans(checkout, *plans, **offline)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
@@ -138,7 +126,7 @@ def test_notebook_ran_with_the_presets_own_parameters(name, executed, checkout, 
     wanted = NOTEBOOKS[name].defaults | common | PAPER.get(name, {}) | {"preset": "paper"}
     for parameter in wanted.keys() - {"data"} - LOWERED.get(name, {}).keys():
         value = passed[parameter]
-        value = back.get(value, value) if isinstance(value, str) else value
+        value = back.get(value, value) if isinstance(value, str) else value  # a list is no key
         assert value == wanted[parameter], parameter
 
 

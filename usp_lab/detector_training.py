@@ -48,7 +48,8 @@ class DetectorSettings:
         base: checkpoint of an encoder to start from (folder or hub id); "" starts from scratch at ``size``.
         base_weights: its pickle file, by name, where it has no safetensors; the name is the consent.
         size: a name in `ENCODERS`; vocab_size: of the tokenizer trained along.
-        epochs, max_steps: length; max_steps > 0 wins.
+        pretrain_epochs: passes over the utterances in which an encoder from scratch guesses masked tokens first.
+        epochs, max_steps: length; max_steps > 0 wins, and bounds the pretraining.
         batch: utterances a step, over all processes; micro_batch: of these, how many a process
             computes at once (0: all of its own).
         lr: peak learning rate (cosine); warmup: share of the steps in which it rises.
@@ -62,6 +63,7 @@ class DetectorSettings:
     base_weights: str = ""
     size: str = "0.3m"
     vocab_size: int = 4000
+    pretrain_epochs: float = 0.0
     epochs: float = 2.0
     max_steps: int = 0
     batch: int = 16
@@ -79,9 +81,11 @@ class DetectorSettings:
         for name in ("vocab_size", "epochs", "batch", "lr", "max_length", "patience", "evals"):
             if getattr(self, name) <= 0:
                 raise UspError(f"{name} must be above 0, not {getattr(self, name)}")
-        for name in ("max_steps", "micro_batch", "warmup"):
+        for name in ("max_steps", "micro_batch", "warmup", "pretrain_epochs"):
             if getattr(self, name) < 0:
                 raise UspError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if self.base and self.pretrain_epochs:
+            raise UspError("pretrain_epochs is for encoders from scratch; with a base leave it 0")
         if self.choose not in CHOICES:
             raise UspError(f"choose={self.choose!r}; choose by one of {', '.join(CHOICES)}")
         if not self.base and self.size not in ENCODERS:
@@ -160,13 +164,15 @@ def train_detector(
 def _train(train: Utterances, held: Utterances, out: Path, s: DetectorSettings, key, fingerprint):
     from transformers import DataCollatorWithPadding
 
-    from usp_lab.encoder_trainer import EncoderTrainer, arguments, macro_f1
+    from usp_lab.encoder_trainer import EncoderTrainer, arguments, macro_f1, pretrained
     from usp_lab.models import quiet_bars
     from usp_lab.trainer import Bar, EarlyStop, last_checkpoint, prepare_folder, quiet, schedule
 
     pairs = list(zip(train.texts, train.human, strict=True))
-    steps = s.max_steps or max(1, round(s.epochs * len(pairs) / s.batch))
-    pairs = drawn(pairs, steps * s.batch, s.seed)
+    length = len(pairs) / s.batch  # steps of one pass
+    steps = s.max_steps or max(1, round(s.epochs * length))
+    first = min(round(s.pretrain_epochs * length), s.max_steps or sys.maxsize)
+    pairs = drawn(pairs, max(first, steps) * s.batch, s.seed)
     tokenizer, model = _start([text for text, _ in pairs], s)
     counts: Counter[str] = Counter()
     rows = _encode(pairs, tokenizer, s, counts, "train")
@@ -175,8 +181,12 @@ def _train(train: Utterances, held: Utterances, out: Path, s: DetectorSettings, 
     args = arguments(s, folder, steps, CHOICES[s.choose])
     with args.main_process_first(local=False):
         if args.process_index == 0:
-            prepare_folder(folder, key)
+            for each in (folder, folder / "pretraining") if first else (folder,):
+                prepare_folder(each, key)
             (out / FINAL).unlink(missing_ok=True)
+    if first:
+        model = pretrained(model, rows["input_ids"], tokenizer, s, folder / "pretraining", first)
+        counts["train: steps of guessing"] = first
     last, state = last_checkpoint(folder)
     if stop.reached(state.get("log_history", [])):  # killed between its early stop and its end
         args.max_steps = state["global_step"]

@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from transformers import (
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
+    DataCollatorForTokenClassification,
     ModernBertConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -14,11 +17,14 @@ from transformers import (
     TrainingArguments,
 )
 
-from usp_lab.models import new_tokenizer
-from usp_lab.trainer import common_arguments
+from usp_lab.files import atomic
+from usp_lab.models import new_tokenizer, quiet_bars
+from usp_lab.trainer import Bar, common_arguments, last_checkpoint, quiet, schedule
 
 if TYPE_CHECKING:
     from usp_lab.detector_training import DetectorSettings
+
+MASKED = 0.3  # share of tokens, as ModernBERT was trained
 
 
 class EncoderTrainer(Trainer):
@@ -39,6 +45,82 @@ class EncoderTrainer(Trainer):
             if self.args.average_tokens_across_devices:  # it counts all of them, and DDP averages
                 loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
+
+
+class MaskedTrainer(Trainer):
+    """The same for masked language modelling: the mean is over the masked tokens of a step."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Return the mean cross-entropy of masked tokens."""
+        outputs = model(**inputs)
+        loss = outputs.loss
+        if num_items_in_batch is not None:
+            loss = loss * (inputs["labels"] != -100).sum() / num_items_in_batch
+            if self.args.average_tokens_across_devices:
+                loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+
+def pretrained(
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], tokenizer, s: "DetectorSettings", folder: Path, steps: int
+) -> PreTrainedModel:  # fmt: skip
+    """Let a new encoder learn the language of its utterances first, by guessing masked tokens; return the classifier.
+
+    What its large counterparts bring along from the hub. It resumes from ``folder``, and what it learned stays there.
+
+    Args:
+        model: a ModernBERT classifier; its body is trained.
+        rows: token ids of utterances.
+        tokenizer: whose end token stands for what is masked, since no utterance has one.
+        s: settings.
+        folder: of checkpoints.
+        steps: of training, of ``s.batch`` utterances.
+    """
+    from datasets import Dataset
+    from safetensors.torch import load_file, save_file
+
+    learned = folder / "pretrained.safetensors"
+    if not learned.is_file():
+        order = schedule([len(r) for r in rows], s.batch, steps, s.seed + 1)
+        masked = [_masked(rows[i], tokenizer.eos_token_id, s.seed, k) for k, i in enumerate(order)]
+        ids, labels = zip(*masked, strict=True)
+        config = type(model.config).from_dict(model.config.to_dict() | {"sparse_prediction": True})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(s.seed)
+            guesser = AutoModelForMaskedLM.from_config(config)
+        guesser.model.load_state_dict(model.model.state_dict())
+        looks = {"eval_strategy": "no", "load_best_model_at_end": False, "save_only_model": False}
+        warmup = max(1, round(s.warmup * steps))
+        args = TrainingArguments(**common_arguments(s, folder, steps, warmup) | looks)
+        trainer = MaskedTrainer(
+            model=guesser,
+            args=args,
+            train_dataset=Dataset.from_dict({"input_ids": ids, "labels": labels}),
+            processing_class=tokenizer,
+            data_collator=DataCollatorForTokenClassification(tokenizer),
+        )
+        quiet(trainer, Bar("learning the language"))
+        last, _ = last_checkpoint(folder)
+        with quiet_bars():
+            trainer.train(resume_from_checkpoint=last and str(last))
+        if trainer.is_world_process_zero():
+            body = trainer.accelerator.unwrap_model(trainer.model).model.state_dict()
+            with atomic(learned) as part:
+                save_file(body, part)
+        trainer.accelerator.wait_for_everyone()
+    model.model.load_state_dict(load_file(learned))
+    return model
+
+
+def _masked(ids: Sequence[int], mask: int, seed: int, place: int) -> tuple[list[int], list[int]]:
+    """Return ids with three tokens in ten masked, at least one, and what they were (-100 elsewhere)."""
+    rng = np.random.default_rng((seed, place))
+    hit = rng.random(len(ids)) < MASKED
+    hit[0] = False  # the mark that each begins with
+    if not hit.any():
+        hit[rng.integers(1, len(ids)) if len(ids) > 1 else 0] = True
+    ids = np.asarray(ids)
+    return np.where(hit, mask, ids).tolist(), np.where(hit, ids, -100).tolist()
 
 
 def arguments(s: "DetectorSettings", folder: Path, steps: int, metric: str) -> TrainingArguments:
