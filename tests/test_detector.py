@@ -35,7 +35,7 @@ from usp_lab.errors import UspError
 from usp_lab.finished import FINAL
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = DetectorSettings(vocab_size=330, max_steps=40, batch=8, evals=5, max_length=48)
+TINY = DetectorSettings(vocab_size=330, epochs=9.0, most_steps=40, batch=8, evals=5, max_length=48)
 THINGS = "kettle bicycle novel garden violin passport kitchen laptop marathon sofa".split()
 SAID = ["whats a good {0} if ur new to it", "ok and a {0} for {1} people?", "is the {0} any good"]
 REPLIED = [
@@ -366,7 +366,7 @@ def same(a: dict, b: dict) -> bool:
 
 
 def test_every_parameter_moves(tmp_path):
-    s = replace(TINY, max_steps=3, evals=1)
+    s = replace(TINY, most_steps=3, evals=1)
     result = train_detector(TRAIN, VALIDATION, tmp_path / "m", s)
     pairs = list(zip(*utterances(TRAIN)[:2], strict=True))
     drawn = [t for t, _ in detector_training.drawn(pairs, 24, s.seed)]
@@ -378,7 +378,7 @@ def test_every_parameter_moves(tmp_path):
 
 def test_from_a_masked_language_model(tmp_path):
     base = longformer(tmp_path / "base", LongformerForMaskedLM)
-    s = replace(TINY, base=str(base), max_steps=4, evals=2, choose="macro_f1", lr=2e-3)
+    s = replace(TINY, base=str(base), most_steps=4, evals=2, choose="macro_f1", lr=2e-3)
     result = train_detector(TRAIN, VALIDATION, tmp_path / "m", s)
     detector = AIDetector.from_pretrained(result.path)
     assert detector.model.config.model_type == "longformer" and detector.limit == 48
@@ -393,7 +393,7 @@ def test_from_a_masked_language_model(tmp_path):
 def steady(tmp_path_factory) -> DetectorSettings:
     """A start without dropout, whose draws would differ between processes."""
     base = longformer(tmp_path_factory.mktemp("base") / "mlm", LongformerForMaskedLM)
-    return replace(TINY, base=str(base), max_steps=6, evals=2, lr=2e-3)
+    return replace(TINY, base=str(base), most_steps=6, evals=2, lr=2e-3)
 
 
 def test_micro_batches_change_nothing(steady, tmp_path):
@@ -525,7 +525,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, monkeypatch, capsys
 
 
 def test_an_encoder_that_guessed_first_resumes_and_ends_in_the_same_weights(tmp_path, monkeypatch):
-    s = replace(TINY, pretrain_epochs=1.0, max_steps=12, evals=3)  # bounded: 12 steps of guessing
+    s = replace(TINY, pretrain_epochs=1.0, most_steps=12, evals=3)  # bounded: 12 steps of guessing
     whole = train_detector(TRAIN, VALIDATION, tmp_path / "a", s)
     assert whole.counts["train: steps of guessing"] == 12
     plain = train_detector(TRAIN, VALIDATION, tmp_path / "c", replace(s, pretrain_epochs=0))

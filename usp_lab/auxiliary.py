@@ -16,9 +16,10 @@ from usp_lab.data import Dialogue
 from usp_lab.detector_training import Utterances
 from usp_lab.evaluate import owners, row
 from usp_lab.goals import goal_finder
-from usp_lab.profile_quality import HABITS, judge
+from usp_lab.profile_quality import judge
 from usp_lab.profiles import Profile, sentences, split_profile
 from usp_lab.reward import HALVES, half_cosines
+from usp_lab.users import STYLE
 
 SATURATED = 0.99  # P(human) above which the reward has next to no slope
 DETECTOR = "detector"
@@ -186,7 +187,7 @@ def generator_estimates(
     seed: int = 0,
 ) -> pd.DataFrame:
     """Return per extractor ``generator_topic``: share of dialogues whose topic the profile names; ``generator_style``:
-    share of the habits that the dialogue expresses which the profile gets right; ``generator_style_precision``: of the
+    share of the habits of writing that the dialogue expresses which the profile gets right; ``generator_style_precision``: of the
     habits that it claims.
 
     Args:
@@ -198,7 +199,7 @@ def generator_estimates(
         named = [float(topic_of(p) == d.truth["topic"]) for d, p in zip(dialogues, profiles, strict=True)]  # fmt: skip
         rows.append(row("generator_topic", arm, stats.mean(named, whose, unit, seed), better="higher"))  # fmt: skip
         judged = [
-            [r for r in judge(d, p) if r[0] in HABITS]
+            [r for r in judge(d, p) if r[0] in STYLE]
             for d, p in zip(dialogues, profiles, strict=True)
         ]
         for metric, kind in (("generator_style", "item"), ("generator_style_precision", "claim")):

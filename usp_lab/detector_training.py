@@ -1,6 +1,6 @@
 """Training of the AI detector: users' turns against assistants' turns, one at a time (arXiv 2502.18968, section 4).
 
-    python -m usp_lab.detector_training --data population --out runs/detector --max-steps 800
+    python -m usp_lab.detector_training --data population --out runs/detector --most-steps 800
     torchrun --nproc_per_node 2 -m usp_lab.detector_training --data dialogues.jsonl.gz --out runs/detector \\
         --base allenai/longformer-base-4096 --base-weights pytorch_model.bin --lr 2e-5 --batch 128 --warmup 0.01 \\
         --choose macro_f1 --max-length 4096                                        # as the release trained
@@ -49,7 +49,7 @@ class DetectorSettings:
         base_weights: its pickle file, by name, where it has no safetensors; the name is the consent.
         size: a name in `ENCODERS`; vocab_size: of the tokenizer trained along.
         pretrain_epochs: passes over the utterances in which an encoder from scratch guesses masked tokens first.
-        epochs, max_steps: length; max_steps > 0 wins, and bounds the pretraining.
+        epochs: of telling apart; most_steps: of either, at the most (0: no limit).
         batch: utterances a step, over all processes; micro_batch: of these, how many a process
             computes at once (0: all of its own).
         lr: peak learning rate (cosine); warmup: share of the steps in which it rises.
@@ -65,7 +65,7 @@ class DetectorSettings:
     vocab_size: int = 4000
     pretrain_epochs: float = 0.0
     epochs: float = 2.0
-    max_steps: int = 0
+    most_steps: int = 0
     batch: int = 16
     micro_batch: int = 0
     lr: float = 2e-3
@@ -81,7 +81,7 @@ class DetectorSettings:
         for name in ("vocab_size", "epochs", "batch", "lr", "max_length", "patience", "evals"):
             if getattr(self, name) <= 0:
                 raise UspError(f"{name} must be above 0, not {getattr(self, name)}")
-        for name in ("max_steps", "micro_batch", "warmup", "pretrain_epochs"):
+        for name in ("most_steps", "micro_batch", "warmup", "pretrain_epochs"):
             if getattr(self, name) < 0:
                 raise UspError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if self.base and self.pretrain_epochs:
@@ -170,8 +170,9 @@ def _train(train: Utterances, held: Utterances, out: Path, s: DetectorSettings, 
 
     pairs = list(zip(train.texts, train.human, strict=True))
     length = len(pairs) / s.batch  # steps of one pass
-    steps = s.max_steps or max(1, round(s.epochs * length))
-    first = min(round(s.pretrain_epochs * length), s.max_steps or sys.maxsize)
+    most = s.most_steps or sys.maxsize
+    steps = min(max(1, round(s.epochs * length)), most)
+    first = min(round(s.pretrain_epochs * length), most)
     pairs = drawn(pairs, max(first, steps) * s.batch, s.seed)
     tokenizer, model = _start([text for text, _ in pairs], s)
     counts: Counter[str] = Counter()
