@@ -21,13 +21,12 @@ from transformers import (
 )
 
 from usp_lab import detector_training, encoder_trainer, stats, trainer
-from usp_lab.calibration import ece, equal_bins, fit_temperature
+from usp_lab.calibration import ece, equal_bins, fit_temperature, shortest_told
 from usp_lab.data import Dialogue, load_dialogues
 from usp_lab.detector import FILE, AIDetector
 from usp_lab.detector_training import (
     DetectorResult,
     DetectorSettings,
-    shortest_told,
     train_detector,
     utterances,
 )

@@ -1,4 +1,4 @@
-"""Do probabilities mean what they say? A temperature that makes them, and how far they are off.
+"""Do probabilities mean what they say? A temperature that makes them, how far they are off, and what is too short to tell.
 
 temperature = fit_temperature(log_odds, labels)  # on validation
 ece(1 / (1 + np.exp(-log_odds / temperature)), labels, users)  # on test
@@ -13,6 +13,7 @@ from scipy.optimize import minimize_scalar
 from usp_lab import stats
 from usp_lab.errors import UspError
 
+TOLD, ENOUGH, LONGEST = 0.85, 10, 5  # of `shortest_told`
 _MOST = np.log(20.0)  # temperatures are looked for between 1/20 and 20
 
 
@@ -85,3 +86,22 @@ def ece(
         return sum(map(np.abs, gaps)) / n
 
     return stats.of_sums([*columns, np.ones(len(off))], statistic, own, unit, seed)
+
+
+def shortest_told(texts: Sequence[str], log_odds: np.ndarray, human: np.ndarray) -> int:
+    """Return the number of words from which on user and assistant utterances are told apart.
+
+    The least m from 1 to 5 at which those of m words are, or, where there are not ten of either side, of up to m + 2:
+    by an AUC of at least 0.85. Where assistants hardly ever say so little, being short is all there is to see, and a
+    reward must not rest on it. If it is never shown, 5.
+    """
+    words = np.array([len(t.split()) for t in texts])
+    for least in range(1, LONGEST):
+        for most in range(least, least + 3):
+            own = (words >= least) & (words <= most)
+            sides = human[own], ~human[own]
+            if all(side.sum() >= ENOUGH for side in sides):
+                if stats.area(log_odds[own], human[own]) >= TOLD:
+                    return least
+                break
+    return LONGEST

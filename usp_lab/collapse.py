@@ -19,7 +19,7 @@ from usp_lab.data import Dialogue
 from usp_lab.distributions import FEWEST, PRDC, Unscorable
 from usp_lab.diversity import Cloud, turn_cloud, user_sides, whole_dialogues
 from usp_lab.evaluate import owners
-from usp_lab.metrics import pairwise_difference
+from usp_lab.metrics import mean_known, pairwise_difference
 from usp_lab.variety import intraclass, trait_values
 from usp_lab.verdicts import Score, respond
 
@@ -90,7 +90,7 @@ def adv_score(intact: np.ndarray, replaced: np.ndarray) -> Score:
     """Return a score of adv from distances (`diversity.adv_distances`) before and after, shape (n,) each."""
 
     def score(said: np.ndarray, gone: np.ndarray) -> dict[str, float]:
-        return {"adv": _mean(np.where(gone, replaced, intact)[said])}
+        return {"adv": mean_known(np.where(gone, replaced, intact)[said])}
 
     return score
 
@@ -105,7 +105,7 @@ def openings_score(openings: Sequence[Sequence[str]]) -> Score:
             if said[start:end].any():
                 kept = [own[0] if g else o for o, g in zip(own, gone[start:end], strict=True)]
                 found.append(pairwise_difference(kept))
-        return {"first_turn_diversity": _mean(found)}
+        return {"first_turn_diversity": mean_known(found)}
 
     return score
 
@@ -126,14 +126,9 @@ def traits_score(values: np.ndarray, others: np.ndarray, users: Sequence[Hashabl
         each = [
             _or_nan(["it"], lambda c=c: {"it": intraclass(c, whose)})["it"] for c in mixed[rows].T
         ]
-        return {"between_share": _mean(each)}
+        return {"between_share": mean_known(each)}
 
     return score
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [v for v in values if math.isfinite(v)]
-    return float(np.mean(known)) if known else math.nan
 
 
 # --- breaking on purpose -------------------------------------------------------------------------
@@ -172,7 +167,7 @@ def calibrate(
     """Break what users say at growing doses, and ask every metric (`respond`).
 
     Args:
-        encoder: `models.SentenceEncoder`.
+        encoder: `encoders.SentenceEncoder`.
         targets: real dialogues.
         stand_ins: break -> for each target, the dialogue that comes in its place.
         again: each target's user once more, a twin or a simulator: what ADV starts from.

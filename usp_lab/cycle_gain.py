@@ -16,10 +16,9 @@ from usp_lab import stats
 from usp_lab.behaviour import goals_raised
 from usp_lab.data import Dialogue
 from usp_lab.errors import UspError
-from usp_lab.evaluate import row
+from usp_lab.evaluate import owners, row, turn_losses
 from usp_lab.metrics import pairwise_difference, profile_copy
 from usp_lab.reward import CycleReward
-from usp_lab.scorers import turn_nll
 from usp_lab.surface import HABITS, measure_style
 
 UNIT = "seed × profile"
@@ -189,13 +188,13 @@ def forgetting(
     simulators: Mapping[tuple[int, str], object], dialogues: Sequence[Dialogue], unit: str, seed: int = 0
 ) -> pd.DataFrame:  # fmt: skip
     """Return the perplexity of real turns before and after, over all seeds, and the ratio ``usp_rlcc_over_usp``."""
-    from usp_lab.arms import contexts
-    from usp_lab.evaluate import owners
-
     users, sums = owners(dialogues), {}
+    distinct = {
+        id(simulator): simulator for simulator in simulators.values()
+    }  # usp is every seed's
+    losses = {i: turn_losses(s, "usp", dialogues, seed) for i, s in distinct.items()}
     for (_, arm), simulator in simulators.items():
-        scored = turn_nll(simulator, contexts("usp", dialogues, seed))
-        sums.setdefault(arm, []).append(np.array([np.sum(turns, axis=0) for turns in scored]))
+        sums.setdefault(arm, []).append(losses[id(simulator)])
     total = {arm: np.sum(each, axis=0) for arm, each in sums.items()}
     rows = [
         row("ppl", arm, stats.perplexity(*t.T, users, unit), better="lower")

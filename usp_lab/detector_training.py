@@ -23,21 +23,20 @@ from typing import NamedTuple
 import numpy as np
 
 from usp_lab import stats
-from usp_lab.calibration import fit_temperature
+from usp_lab.calibration import fit_temperature, shortest_told
 from usp_lab.data import Dialogue, load_dialogues
 from usp_lab.detector import LABELS, AIDetector
 from usp_lab.errors import UspError
 from usp_lab.files import room_on_disk
 from usp_lab.finished import FINAL, finish, finished
 from usp_lab.model_card import detector_card
-from usp_lab.options import add_fields
+from usp_lab.options import add_fields, add_source, exit_on_error
 from usp_lab.sft_data import drawn
 from usp_lab.sft_settings import SftResult
 
 # Encoders from scratch: (hidden size, layers, heads, feed-forward size); parameters with 4,000 tokens.
 ENCODERS = {"0.3m": (64, 1, 2, 192), "4m": (256, 4, 4, 768), "30m": (512, 8, 8, 1536)}
 CHOICES = {"loss": "eval_loss", "macro_f1": "eval_macro_f1"}
-TOLD, ENOUGH, LONGEST = 0.85, 10, 5  # of `shortest_told`
 
 
 @dataclass(frozen=True)
@@ -267,25 +266,6 @@ def _calibrated(detector: AIDetector, held: Utterances, result: DetectorResult) 
     )
 
 
-def shortest_told(texts: Sequence[str], log_odds: np.ndarray, human: np.ndarray) -> int:
-    """Return the number of words from which on user and assistant utterances are told apart.
-
-    The least m from 1 to 5 at which those of m words are, or, where there are not ten of either side, of up to m + 2:
-    by an AUC of at least 0.85. Where assistants hardly ever say so little, being short is all there is to see, and a
-    reward must not rest on it. If it is never shown, 5.
-    """
-    words = np.array([len(t.split()) for t in texts])
-    for least in range(1, LONGEST):
-        for most in range(least, least + 3):
-            own = (words >= least) & (words <= most)
-            sides = human[own], ~human[own]
-            if all(side.sum() >= ENOUGH for side in sides):
-                if stats.area(log_odds[own], human[own]) >= TOLD:
-                    return least
-                break
-    return LONGEST
-
-
 def _key(parts: dict[str, Utterances], s: DetectorSettings) -> str:
     """Return 16 hex digits over everything that decides the weights."""
     from usp_lab.models import weights_digest
@@ -316,21 +296,14 @@ def main() -> None:
         prog="python -m usp_lab.detector_training",
         description="Train an AI detector on users' turns against assistants' turns.",
     )
-    sources = "population, a .jsonl/.jsonl.gz/.parquet file, a folder with splits, or hub:NAME"
-    parser.add_argument("--data", default="population", help=sources)
-    parser.add_argument("--out", required=True, help="folder of the detector")
-    parser.add_argument("--n", type=int, default=None, help="dialogues at the most")
-    parser.add_argument("--on-bad", choices=["raise", "skip"], default="raise", help="bad rows")
+    add_source(parser, "folder of the detector")
     add_fields(parser, DetectorSettings)
     args = vars(parser.parse_args())
     data, out, n, on_bad = (args.pop(k) for k in ("data", "out", "n", "on_bad"))
-    try:
+    with exit_on_error():
         settings = DetectorSettings(**args)
         corpus = load_dialogues(data, n=n, seed=settings.seed, on_bad=on_bad)
         result = train_detector(corpus.train, corpus.validation, out, settings, corpus.fingerprint)
-    except UspError as e:
-        print(f"error: {e}", file=sys.stderr)
-        raise SystemExit(2) from None
     if int(os.environ.get("RANK", 0)) == 0:
         print(
             f"saved {result.path}; best validation loss {result.best_loss:.4f}, temperature "

@@ -68,6 +68,14 @@ def load_simulators(folder: Path, names: Sequence[str], **drawn: float) -> dict[
     }
 
 
+def turn_losses(
+    simulator: UserSimulator, arm: str, dialogues: Sequence[Dialogue], seed: int = 0
+) -> np.ndarray:
+    """Return of each dialogue the loss of its true user turns as the arm reads them, and their tokens, shape (n, 2)."""
+    scored = turn_nll(simulator, contexts(arm, dialogues, seed))
+    return np.array([np.sum(turns, axis=0) for turns in scored])
+
+
 def perplexities(
     simulators: Mapping[str, UserSimulator], splits: Mapping[str, Sequence[Dialogue]], arms: Sequence[str], unit: str, seed: int = 0
 ) -> pd.DataFrame:  # fmt: skip
@@ -76,8 +84,7 @@ def perplexities(
     for metric, dialogues in splits.items():
         sums = {}
         for arm in arms:
-            scored = turn_nll(simulators[MODELS[arm]], contexts(arm, dialogues, seed))
-            sums[arm] = np.array([np.sum(turns, axis=0) for turns in scored])
+            sums[arm] = turn_losses(simulators[MODELS[arm]], arm, dialogues, seed)
             estimate = stats.perplexity(*sums[arm].T, owners(dialogues), unit)
             rows.append(row(metric, arm, estimate, better="lower", log=True))
         for arm in [a for a in arms if "usp" in sums and a != "usp"]:

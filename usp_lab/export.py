@@ -18,7 +18,6 @@ LLaMA-Factory saves a template of its own beside the weights; put ``chat_templat
 import argparse
 import json
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -35,7 +34,8 @@ from usp_lab.chat import (
 from usp_lab.data import Corpus, Dialogue, load_dialogues
 from usp_lab.errors import UspError
 from usp_lab.files import atomic, read_json, write_json
-from usp_lab.profile_generator import messages as generator_messages
+from usp_lab.options import add_source, exit_on_error
+from usp_lab.profile_generator import lesson
 
 TASKS = ("sft", "generator")
 FORMATS = ("llamafactory",)
@@ -141,8 +141,7 @@ def messages_of(dialogue: Dialogue, task: str) -> list[Message]:
     What follows a simulator's last turn carries no loss, and LLaMA-Factory must end with a trained one.
     """
     if task == "generator":
-        read = generator_messages(dialogue.user_turns, training=True)
-        return [*read, {"role": "assistant", "content": dialogue.profile}]
+        return lesson(dialogue)
     told = with_profile(dialogue.messages, dialogue.profile)
     return told if told[-1]["role"] == "user" else told[:-1]
 
@@ -204,18 +203,14 @@ def main() -> None:
         prog="python -m usp_lab.export",
         description="Write training data in another trainer's form.",
     )
-    sources = "population, a .jsonl/.jsonl.gz/.parquet file, a folder with splits, or hub:NAME"
-    parser.add_argument("--data", default="population", help=sources)
+    add_source(parser, "folder; may hold other data sets")
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="whose form")
     parser.add_argument("--task", choices=TASKS, default=TASKS[0], help="what is to be trained")
-    parser.add_argument("--out", required=True, help="folder; may hold other data sets")
-    parser.add_argument("--n", type=int, default=None, help="dialogues at the most")
     parser.add_argument("--seed", type=int, default=0, help="of the population and of splits")
-    parser.add_argument("--on-bad", choices=["raise", "skip"], default="raise", help="bad rows")
     parser.add_argument("--tokenizer", default="", help="folder or hub id, for --max-length")
     parser.add_argument("--max-length", type=int, default=0, help="tokens a dialogue (0: uncut)")
     args = parser.parse_args()
-    try:
+    with exit_on_error():
         corpus = load_dialogues(args.data, n=args.n, seed=args.seed, on_bad=args.on_bad)
         tokenizer = None
         if args.tokenizer:
@@ -224,9 +219,6 @@ def main() -> None:
             tokenizer = load_tokenizer(args.tokenizer, speaker=None)
             tokenizer.chat_template = chat_template("user")
         done = export(corpus, args.out, args.task, tokenizer, args.max_length)
-    except UspError as e:
-        print(f"error: {e}", file=sys.stderr)
-        raise SystemExit(2) from None
     counts = ", ".join(f"{k} {v:,}" for k, v in done.counts.items())
     print(f"saved {', '.join(done.datasets)} in {done.folder}; {counts}")
 

@@ -16,9 +16,9 @@ import pandas as pd
 
 from usp_lab.chat import with_profile
 from usp_lab.data import Dialogue
-from usp_lab.metrics import pairwise_difference, profile_copy
+from usp_lab.metrics import mean_known, pairwise_difference, profile_copy
 from usp_lab.reward import CycleReward
-from usp_lab.rollouts import Policy, roll_out
+from usp_lab.rollouts import Policy, roll_out, spoken
 from usp_lab.scorers import turn_nll
 
 # guard -> (kind, least, most): of the difference to the start ("minus") or of the ratio to it ("over")
@@ -58,7 +58,7 @@ class Guards:
         rollouts = roll_out(
             policy, self.assistant, targets, numbers, self.max_turns, 10**6, self.seed, self.counts
         )
-        talks = [r.dialogue or t.model_copy(update={"messages": []}) for r, t in zip(rollouts, targets, strict=True)]  # fmt: skip
+        talks = spoken(rollouts, targets)
         terms = self.reward.score([t.profile for t in targets], talks)
         real = turn_nll(policy, [with_profile(t.messages, t.profile) for t in targets])
         rows = []
@@ -85,15 +85,10 @@ class Guards:
 
 def summary(rows: Sequence[Mapping]) -> dict[str, float]:
     """Return a look's guards and rewards over all users; NaN for what nobody has."""
-
-    def mean(name: str) -> float:
-        known = [r[name] for r in rows if not math.isnan(r[name])]
-        return float(np.mean(known)) if known else math.nan
-
     turns, tokens = sum(r["turns"] for r in rows), sum(r["tokens"] for r in rows)
     return {
         **{
-            name: mean(name)
+            name: mean_known(r[name] for r in rows)
             for name in ("reward", "r_cc", "r_ai", "profile_copy", "turns", "human")
         },
         "first_turn_diversity": pairwise_difference([r["opening"] for r in rows]),

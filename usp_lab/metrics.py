@@ -178,3 +178,12 @@ def describe_turns(dialogues: Sequence[Sequence[str]]) -> dict[str, float]:
 
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if len(values) else math.nan
+
+
+def mean_known(values: Iterable[float]) -> float:
+    """Mean of the finite values; NaN without one.
+
+    >>> mean_known([1.0, math.nan, 3.0])
+    2.0
+    """
+    return _mean([v for v in values if math.isfinite(v)])

@@ -1,5 +1,6 @@
 """The model cards of what is trained here."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +15,25 @@ if TYPE_CHECKING:
     from usp_lab.stats import Estimate
 
 
+_SIMULATES = """Made for research on simulated users. It repeats what its training dialogues contain and must not
+stand in for real people's opinions."""
+
+
+def _base(s) -> str:
+    """Return what a model began with, without the way to a folder."""
+    return Path(s.base).name if Path(s.base).is_dir() else s.base
+
+
+def _tables(s, counts: Mapping[str, int]) -> str:
+    """Return counts as a list and settings as a table."""
+    said = "\n".join(f"- {k}: {v:,}" for k, v in counts.items())
+    settings = "\n".join(f"| {k} | {v} |" for k, v in (asdict(s) | {"base": _base(s)}).items())
+    return f"{said}\n\n| setting | value |\n|---|---|\n{settings}"
+
+
 def model_card(s: "SftSettings", result: "SftResult", parameters: int, fingerprint: str) -> str:
     """Return a model card (markdown) written from what a training did."""
-    base = Path(s.base).name if Path(s.base).is_dir() else s.base
+    base, tables = _base(s), _tables(s, result.counts)
     start = f"from {base}" if base else "from scratch"
     roles = {
         "user": "A user simulator",
@@ -28,8 +45,6 @@ def model_card(s: "SftSettings", result: "SftResult", parameters: int, fingerpri
     given = "conditioned on a profile in the system message"
     if not s.reads_profile:
         given = "from user turns" if s.speaker == GENERATOR else "without profiles"
-    counts = "\n".join(f"- {k}: {v:,}" for k, v in result.counts.items())
-    settings = "\n".join(f"| {k} | {v} |" for k, v in (asdict(s) | {"base": base}).items())
     end = (
         f"It ends a dialogue with `{END_TOKEN}`."
         if s.end_token
@@ -47,22 +62,15 @@ tags: [user-simulation]
 {whose} and their `<|eot_id|>` alone. Best validation loss: {result.best_loss:.4f} nats a
 trained token. Data fingerprint: {fingerprint or "not given"}. {end}
 
-{counts}
+{tables}
 
-| setting | value |
-|---|---|
-{settings}
-
-Made for research on simulated users. It repeats what its training dialogues contain and must not
-stand in for real people's opinions.
+{_SIMULATES}
 """
 
 
 def rlcc_card(s: "RlccSettings", result: "RlccResult", fingerprint: str) -> str:
     """Return a model card (markdown) written from what a reinforcement did."""
-    base = Path(s.base).name if Path(s.base).is_dir() else s.base
-    counts = "\n".join(f"- {k}: {v:,}" for k, v in result.counts.items())
-    settings = "\n".join(f"| {k} | {v} |" for k, v in (asdict(s) | {"base": base}).items())
+    base, tables = _base(s), _tables(s, result.counts)
     ended = f"Stopped early: {result.stopped}. " if result.stopped else ""
     return f"""---
 library_name: transformers
@@ -76,14 +84,9 @@ From {base}, by `usp_lab.rlcc` after USP (arXiv 2502.18968): group-relative poli
 reward compares the target profile with the one read back from the user's turns. {ended}Weights of step
 {result.kept}. Data fingerprint: {fingerprint or "not given"}.
 
-{counts}
+{tables}
 
-| setting | value |
-|---|---|
-{settings}
-
-Made for research on simulated users. It repeats what its training dialogues contain and must not
-stand in for real people's opinions.
+{_SIMULATES}
 """
 
 
@@ -95,10 +98,8 @@ def detector_card(
     fingerprint: str,
 ) -> str:
     """Return a model card (markdown) written from what a training of a detector did; ``auc``: on validation."""
-    base = Path(s.base).name if Path(s.base).is_dir() else s.base
+    base, tables = _base(s), _tables(s, result.counts)
     start = f"from {base}" if base else "from scratch"
-    counts = "\n".join(f"- {k}: {v:,}" for k, v in result.counts.items())
-    settings = "\n".join(f"| {k} | {v} |" for k, v in (asdict(s) | {"base": base}).items())
     least = result.least_words
     silent = f"fewer than {least} words" if least > 1 else "nothing but what has no word"
     return f"""---
@@ -116,11 +117,7 @@ On validation: loss {result.best_loss:.4f} nats an utterance, AUC {auc.value:.4f
 there, and kept in `detector.json`: temperature {result.temperature:.3f}, by which log-odds are divided; and what it abstains from as too short to
 tell, {silent}.
 
-{counts}
-
-| setting | value |
-|---|---|
-{settings}
+{tables}
 
 Made for research on simulated users. It tells the two sides of the dialogues it was trained on apart, by length and
 style above all; it is no judge of who wrote a text, and must not be used as one.

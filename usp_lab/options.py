@@ -1,8 +1,33 @@
-"""Command-line options from a dataclass: one a field, its help from the docstring."""
+"""What the command lines of trainings share: where dialogues come from, options from a dataclass, how errors end."""
 
 import argparse
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
+
+from usp_lab.errors import UspError
+
+SOURCES = "population, a .jsonl/.jsonl.gz/.parquet file, a folder with splits, or hub:NAME"
+
+
+def add_source(parser: argparse.ArgumentParser, out: str) -> None:
+    """Add --data, --n and --on-bad (of `load_dialogues`), and --out, which ``out`` explains."""
+    parser.add_argument("--data", default="population", help=SOURCES)
+    parser.add_argument("--out", required=True, help=out)
+    parser.add_argument("--n", type=int, default=None, help="dialogues at the most")
+    parser.add_argument("--on-bad", choices=["raise", "skip"], default="raise", help="bad rows")
+
+
+@contextmanager
+def exit_on_error() -> Iterator[None]:
+    """End the program with one sentence and code 2 where a `UspError` is raised."""
+    try:
+        yield
+    except UspError as e:
+        print(f"error: {e}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def add_fields(parser: argparse.ArgumentParser, kind: type) -> None:

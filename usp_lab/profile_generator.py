@@ -34,6 +34,12 @@ def messages(turns: Sequence[str], training: bool = False) -> list[Message]:
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": instruction}]
 
 
+def lesson(dialogue: Dialogue) -> list[Message]:
+    """Return what a generator learns from a dialogue: what it reads, and the profile that it is to write."""
+    read = messages(dialogue.user_turns, training=True)
+    return [*read, {"role": "assistant", "content": dialogue.profile}]
+
+
 @dataclass(frozen=True)
 class Written:
     """A profile's text, or why there is none; ``cut``: user turns left out because they did not fit."""

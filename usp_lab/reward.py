@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from usp_lab.errors import UspError
+from usp_lab.metrics import mean_known
 from usp_lab.models import sentence_encoder
 from usp_lab.profiles import split_profile
 from usp_lab.scorers import cosine, meaning
@@ -43,14 +44,12 @@ class Terms:
     @property
     def r_cc(self) -> float:
         """Cycle consistency, -2 to 2; a target of one half counts it twice."""
-        known = [c for c in (self.objective, self.subjective) if not math.isnan(c)]
-        return 2 * float(np.mean(known)) if known else math.nan
+        return 2 * mean_known((self.objective, self.subjective))
 
     @property
     def r_ai(self) -> float:
         """How human the turns sound, mean over those that can be told, 0 to 2; NaN where none can."""
-        known = [p for p in self.human if not math.isnan(p)]
-        return 2 * float(np.mean(known)) if known else math.nan
+        return 2 * mean_known(self.human)
 
     def total(self, lam: float) -> float:
         """The dialogue's reward; r_cc alone where no turn can be told; NaN where nothing was reflected."""

@@ -13,7 +13,6 @@ import argparse
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +24,7 @@ from usp_lab.data import Dialogue, load_dialogues
 from usp_lab.errors import UspError
 from usp_lab.files import room_on_disk
 from usp_lab.finished import FINAL, finish, finished
-from usp_lab.options import add_fields
+from usp_lab.options import add_fields, add_source, exit_on_error
 from usp_lab.rlcc_settings import RlccResult, RlccSettings
 
 if TYPE_CHECKING:
@@ -140,14 +139,11 @@ def arguments(s: RlccSettings, folder: Path, every: int):
     from trl import GRPOConfig
 
     from usp_lab.models import computes_bf16
+    from usp_lab.trainer import batch_share
 
     world, cuda = int(os.environ.get("WORLD_SIZE", 1)), torch.cuda.is_available()
-    micro = s.micro_batch or s.batch // world
-    if not micro or s.batch % (micro * world):
-        raise UspError(
-            f"profiles x generations = {s.batch} dialogues cannot be shared by {world} process(es) with "
-            f"micro_batch={s.micro_batch}; make it a multiple of {max(micro, 1) * world}"
-        )
+    named = f"profiles x generations = {s.batch} dialogues"
+    micro = batch_share(s.batch, s.micro_batch, named)
     parts = s.batch // (micro * world)
     return GRPOConfig(
         output_dir=str(folder),
@@ -240,10 +236,7 @@ def main() -> None:
         prog="python -m usp_lab.rlcc",
         description="Reinforce a user simulator with cycle consistency.",
     )
-    sources = "population, a .jsonl/.jsonl.gz/.parquet file, a folder with splits, or hub:NAME"
-    parser.add_argument("--data", default="population", help=sources)
-    parser.add_argument("--out", required=True, help="folder of the model")
-    parser.add_argument("--n", type=int, default=None, help="dialogues at the most")
+    add_source(parser, "folder of the model")
     parser.add_argument("--n-validation", type=int, default=32, help="validation users watched")
     parser.add_argument(
         "--assistant", default="scripted:good", help="scripted:NAME, or a checkpoint that answers"
@@ -255,15 +248,11 @@ def main() -> None:
     )
     parser.add_argument("--detector", default="", help="AI detector, likewise; none: r = r_cc")
     parser.add_argument("--encoder", default="minilm", help="sentence encoder of the cosines")
-    parser.add_argument("--on-bad", choices=["raise", "skip"], default="raise", help="bad rows")
     add_fields(parser, RlccSettings)
     args = vars(parser.parse_args())
     own = {k: args.pop(k) for k in ("data", "out", "n", "n_validation", "assistant", "generator", "detector", "encoder", "on_bad")}  # fmt: skip
-    try:
+    with exit_on_error():
         result = _from_command_line(own, RlccSettings(**args))
-    except UspError as e:
-        print(f"error: {e}", file=sys.stderr)
-        raise SystemExit(2) from None
     if int(os.environ.get("RANK", 0)) == 0:
         counts = ", ".join(f"{k} {v:,}" for k, v in result.counts.items())
         print(f"saved {result.path}; weights of step {result.kept}; {counts}")

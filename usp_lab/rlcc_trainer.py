@@ -24,7 +24,7 @@ from usp_lab.decoding import Sampling
 from usp_lab.guards import Guards, broken, summary
 from usp_lab.reward import CycleReward, Terms
 from usp_lab.rlcc_settings import RlccSettings
-from usp_lab.rollouts import Policy, Rollout, roll_out
+from usp_lab.rollouts import Policy, Rollout, roll_out, spoken
 
 ROLLOUTS, GUARDS = "rollouts.jsonl", "guards.jsonl"
 _MOST = 1_000_000  # rollouts a step at the most: numbers of different steps never meet
@@ -70,9 +70,7 @@ class CycleTrainer(GRPOTrainer):
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
         ):
             model.eval()
-            wrapped = (
-                model.forward
-            )  # accelerate's, in autocast: turns would not be those drawn elsewhere
+            wrapped = model.forward  # in accelerate's autocast, where turns are others
             model.forward = getattr(model, "_original_forward", wrapped)
             drawn = Sampling(temperature=s.temperature, max_new_tokens=s.max_new_tokens)
             yield Policy(model, self.processing_class, drawn, "policy")
@@ -91,9 +89,7 @@ class CycleTrainer(GRPOTrainer):
             rollouts = roll_out(
                 policy, self.assistant, targets, numbers, s.max_turns, s.max_length, s.seed, self.counts, s.retries
             )  # fmt: skip
-        nothing = [t.model_copy(update={"messages": []}) for t in targets]
-        said = [r.dialogue or n for r, n in zip(rollouts, nothing, strict=True)]
-        terms = self.reward.score([t.profile for t in targets], said)
+        terms = self.reward.score([t.profile for t in targets], spoken(rollouts, targets))
         self._turns = rollouts, terms
         self._write(targets, numbers, rollouts, terms, step)
         rewards = [t.total(s.lam) for t in terms]
@@ -189,7 +185,7 @@ def _given(prompts, completions, given, **kwargs) -> list[float | None]:
 
 
 class Looks(TrainerCallback):
-    """Looks at validation users before the first step and after every so many; keeps the best weights.
+    """Looks at validation users before the first step and after every so many; under the stop rule keeps the best weights.
 
     The history is read back from the log, so that a resumed run decides as an uninterrupted one does.
     """
@@ -224,7 +220,7 @@ class Looks(TrainerCallback):
         now["broken"] = broken(now, self.history[0]) if self.history else []
         self.history.append(now)
         add_lines(t.out / GUARDS, [now], t.is_world_process_zero())
-        if kept(self.history) == state.global_step:
+        if t.rlcc.stop_rule and kept(self.history) == state.global_step:
             weights = a.get_state_dict(t.model)
             if t.is_world_process_zero():
                 a.unwrap_model(t.model).save_pretrained(self.best, state_dict=weights)

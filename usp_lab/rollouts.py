@@ -82,7 +82,7 @@ def roll_out(
     }
     done: dict[int, Simulated] = {}
     for attempt in range(retries + 1):
-        spoken = simulate(
+        talks = simulate(
             policy,
             assistant,
             list(waiting.values()),
@@ -91,7 +91,7 @@ def roll_out(
             replicate=attempt,
             progress=False,
         )
-        done.update(zip(waiting, spoken, strict=True))
+        done.update(zip(waiting, talks, strict=True))
         waiting = {n: t for n, t in waiting.items() if done[n].stop == FAILED}
         if not waiting:
             break
@@ -101,6 +101,14 @@ def roll_out(
     return [
         _encoded(policy, t, done[n], max_length, counts)
         for n, t in zip(numbers, targets, strict=True)
+    ]
+
+
+def spoken(rollouts: Sequence[Rollout], targets: Sequence[Dialogue]) -> list[Dialogue]:
+    """Return the dialogues of rollouts; without a turn where one failed for good."""
+    return [
+        r.dialogue or t.model_copy(update={"messages": []})
+        for r, t in zip(rollouts, targets, strict=True)
     ]
 
 

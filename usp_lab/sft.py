@@ -13,7 +13,6 @@ import argparse
 import hashlib
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -25,7 +24,7 @@ from usp_lab.errors import UspError
 from usp_lab.files import room_on_disk
 from usp_lab.finished import FINAL, finish, finished
 from usp_lab.model_card import model_card
-from usp_lab.options import add_fields
+from usp_lab.options import add_fields, add_source, exit_on_error
 from usp_lab.sft_data import drawn, encode, to_messages, withhold_profiles
 from usp_lab.sft_settings import SftResult, SftSettings
 
@@ -255,21 +254,14 @@ def main() -> None:
         prog="python -m usp_lab.sft",
         description="Train a user simulator (or an assistant) on dialogues.",
     )
-    sources = "population, a .jsonl/.jsonl.gz/.parquet file, a folder with splits, or hub:NAME"
-    parser.add_argument("--data", default="population", help=sources)
-    parser.add_argument("--out", required=True, help="folder of the model")
-    parser.add_argument("--n", type=int, default=None, help="dialogues at the most")
-    parser.add_argument("--on-bad", choices=["raise", "skip"], default="raise", help="bad rows")
+    add_source(parser, "folder of the model")
     add_fields(parser, SftSettings)
     args = vars(parser.parse_args())
     data, out, n, on_bad = (args.pop(k) for k in ("data", "out", "n", "on_bad"))
-    try:
+    with exit_on_error():
         settings = SftSettings(**args)
         corpus = load_dialogues(data, n=n, seed=settings.seed, on_bad=on_bad)
         result = train_sft(corpus.train, corpus.validation, out, settings, corpus.fingerprint)
-    except UspError as e:
-        print(f"error: {e}", file=sys.stderr)
-        raise SystemExit(2) from None
     if int(os.environ.get("RANK", 0)) == 0:
         counts = ", ".join(f"{k} {v:,}" for k, v in result.counts.items())
         print(f"saved {result.path}; best validation loss {result.best_loss:.4f}; {counts}")

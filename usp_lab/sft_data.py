@@ -30,12 +30,9 @@ def to_messages(dialogue: Dialogue, s: "SftSettings") -> list[Message]:
     """Return what a dialogue is trained as: with or without its profile and end token, or as what a
     profile generator reads and writes."""
     if s.speaker == GENERATOR:
-        from usp_lab.profile_generator import messages as read
+        from usp_lab.profile_generator import lesson
 
-        return [
-            *read(dialogue.user_turns, training=True),
-            {"role": "assistant", "content": dialogue.profile},
-        ]
+        return lesson(dialogue)
     messages = with_profile(dialogue.messages, dialogue.profile if s.reads_profile else None)
     messages = [{"role": m["role"], "content": m["content"]} for m in messages]
     if s.end_token and messages[-1]["role"] == "assistant":

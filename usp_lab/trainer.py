@@ -99,6 +99,22 @@ def arguments(s: "SftSettings", folder: Path, steps: int) -> SFTConfig:
     )
 
 
+def batch_share(batch: int, micro_batch: int, named: str) -> int:
+    """Return how many items of a batch a process computes at once (``micro_batch`` 0: all of its own).
+
+    Raises:
+        UspError: processes cannot share it evenly; ``named`` says what it is.
+    """
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    micro = micro_batch or batch // world
+    if not micro or batch % (micro * world):
+        raise UspError(
+            f"{named} cannot be shared by {world} process(es) with micro_batch="
+            f"{micro_batch}; make it a multiple of {max(micro, 1) * world}"
+        )
+    return micro
+
+
 def common_arguments(
     s: "SftSettings | DetectorSettings", folder: Path, steps: int, warmup: int
 ) -> dict[str, object]:
@@ -113,12 +129,8 @@ def common_arguments(
         UspError: a batch that processes cannot share evenly.
     """
     world, every = int(os.environ.get("WORLD_SIZE", 1)), max(1, steps // s.evals)
-    micro, cuda = s.micro_batch or s.batch // world, torch.cuda.is_available()
-    if not micro or s.batch % (micro * world):
-        raise UspError(
-            f"batch={s.batch} cannot be shared by {world} process(es) with micro_batch="
-            f"{s.micro_batch}; make it a multiple of {max(micro, 1) * world}"
-        )
+    micro = batch_share(s.batch, s.micro_batch, f"batch={s.batch}")
+    cuda = torch.cuda.is_available()
     return {
         "output_dir": str(folder),
         "max_steps": steps,
