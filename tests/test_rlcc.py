@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -353,6 +354,7 @@ import sys; sys.path.insert(0, {str(ROOT / "tests")!r})
 from pathlib import Path
 import torch; torch.set_num_threads(1)
 import test_rlcc as t
+t.rlcc_trainer._ROWS = 2  # several forward passes to one backward
 t.run(Path({str(base)!r}), Path({str(tmp_path)!r}) / "m", stop_rule=False)
 """
     (tmp_path / "two.py").write_text(code)
@@ -363,6 +365,23 @@ t.run(Path({str(base)!r}), Path({str(tmp_path)!r}) / "m", stop_rule=False)
     assert len(rows) == 32 and len({r["number"] for r in rows}) == 32
     assert len({r["turns"] for r in rows}) > 1  # ragged
     assert [h["n"] for h in lines(tmp_path / "m" / "guards.jsonl")] == [len(VALIDATION)] * 3
+
+
+def test_log_probabilities_do_not_depend_on_padding_or_company(base):
+    model, keep = load_causal_lm(base), 30
+    g = torch.Generator().manual_seed(0)
+    ids, mask = torch.randint(10, 90, (21, 50), generator=g), torch.zeros(21, 50, dtype=torch.long)
+    for row in mask:
+        start, end = torch.randint(0, 20, (2,), generator=g).tolist()
+        row[start : 21 + end] = 1
+    own = SimpleNamespace(temperature=0.7, accelerator=SimpleNamespace(autocast=nullcontext))
+    found, spread, _ = rlcc_trainer.CycleTrainer._get_per_token_logps_and_entropies(own, model, ids, mask, keep, compute_entropy=True)  # fmt: skip
+    for i, (row, used) in enumerate(zip(ids, mask.bool(), strict=True)):
+        logits = model(input_ids=row[None, used]).logits[0, :-1] / 0.7
+        alone = logits.log_softmax(-1).gather(-1, row[used][1:, None])[:, 0]
+        drawn = used[-keep:]
+        assert torch.allclose(found[i][drawn], alone[-int(drawn.sum()) :], atol=1e-4)
+    assert found.requires_grad and torch.equal(spread, -found.detach())
 
 
 def test_order_plays_every_target_equally_often():

@@ -656,6 +656,13 @@ def test_bf16_is_left_to_machines_that_compute_in_it(tmp_path, monkeypatch, able
     assert not trainer.arguments(replace(TINY, bf16=False), tmp_path, 8).bf16
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="decides by the GPU")
+@pytest.mark.parametrize(("unit", "able"), [("amx_bf16", True), ("avx512_bf16", False)])
+def test_a_cpu_gains_by_bf16_with_amx_alone(monkeypatch, unit, able):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {unit: True})
+    assert models.computes_bf16() is able
+
+
 def test_muon_in_fp32_steps_as_torch_does():
     """Up to the rounding of bf16; the state is torch's, so that a run may move to another machine."""
     torch.manual_seed(0)

@@ -14,6 +14,7 @@ import torch
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
+from usp_lab.assistants import scripted
 from usp_lab.chat import (
     END_TOKEN,
     SYSTEM_PROMPT,
@@ -22,11 +23,12 @@ from usp_lab.chat import (
     system_message,
     with_profile,
 )
-from usp_lab.data import Dialogue
+from usp_lab.data import Dialogue, load_dialogues
 from usp_lab.endpoint_requests import _LIMIT
 from usp_lab.endpoints import Endpoint, RequestFailed
 from usp_lab.engines import Sampling
 from usp_lab.errors import UspError
+from usp_lab.evaluate import run_free
 from usp_lab.look_alikes import look_alike
 from usp_lab.models import load_causal_lm, load_tokenizer
 from usp_lab.simulate import (
@@ -485,9 +487,6 @@ def test_bar_on_request_alone(capsys, monkeypatch):
 
 
 def test_twin_with_a_scripted_assistant():
-    from usp_lab.assistants import scripted
-    from usp_lab.data import load_dialogues
-
     targets = load_dialogues("population", n=30).all[:12]
     runs = [
         simulate(TwinSimulator(), scripted("bad"), targets, seed=s, batch_size=b, progress=False)
@@ -497,6 +496,21 @@ def test_twin_with_a_scripted_assistant():
     assert {d.stop for d in runs[0]} <= {"left", "closing", "max turns"}
     assert [d.user_id for d in runs[0]] == [t.user_id for t in targets]
     assert all(Simulated.model_validate_json(d.model_dump_json()) == d for d in runs[0])
+
+
+def test_each_target_with_its_own_assistant_in_one_run_is_as_in_many(tmp_path):
+    targets = load_dialogues("population", n=30).all[:6]
+    assistants = {t.id: scripted(("good", "bad", "fair")[i % 3]) for i, t in enumerate(targets)}
+    together = run_free(TwinSimulator(), "twin", targets, assistants, tmp_path, 6, seed=2)
+    apart = [
+        simulate(TwinSimulator(), assistants[t.id], [t], max_turns=6, seed=2, progress=False)[0]
+        for t in targets
+    ]
+    assert [d.messages for d in together] == [d.messages for d in apart]
+    assert run_free(TwinSimulator(), "twin", targets, assistants, tmp_path, 6, seed=2) == together
+    swapped = dict(zip(assistants, [*assistants.values()][1:] + [scripted("good")], strict=True))
+    with pytest.raises(UspError, match="other"):
+        run_free(TwinSimulator(), "twin", targets, swapped, tmp_path, 6, seed=2)
 
 
 # --- remote sides ---------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from usp_lab.data import Corpus, Dialogue
 from usp_lab.metrics import describe_turns, profile_copy
 from usp_lab.scorers import turn_nll
 from usp_lab.simulate import ModelAssistant, Simulated, TwinSimulator, UserSimulator, simulate
+from usp_lab.simulators import EachItsOwn
 
 # arm -> the trained model that speaks it
 MODELS = {"usp": "usp", "shuffled": "usp", "empty": "usp", "plato": "plato", "usp_end": "usp_end"}
@@ -141,19 +142,11 @@ def run_free(
         ]
     else:
         told = list(targets)
-    done: dict[str, Simulated] = {}
-    for i, assistant in enumerate(dict.fromkeys(assistants.values())):
-        group = [t for t in told if assistants[t.id] == assistant]
-        spoken = simulate(
-            simulator,
-            assistant,
-            group,
-            max_turns=max_turns,
-            seed=seed,
-            out=out / f"{arm}-{i}.jsonl",
-        )
-        done.update((d.id, d) for d in spoken)
-    return [done[t.id] for t in targets]
+    distinct = list(dict.fromkeys(assistants[t.id] for t in targets))
+    partner = distinct[0] if len(distinct) == 1 else EachItsOwn(assistants)
+    return simulate(
+        simulator, partner, told, max_turns=max_turns, seed=seed, out=out / f"{arm}.jsonl"
+    )
 
 
 def talk(

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from torch.nn.functional import cross_entropy, pad
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
@@ -27,6 +28,7 @@ from usp_lab.rlcc_settings import RlccSettings
 from usp_lab.rollouts import Policy, Rollout, roll_out, spoken
 
 ROLLOUTS, GUARDS = "rollouts.jsonl", "guards.jsonl"
+_ROWS = 8  # dialogues that a CPU computes at once
 _MOST = 1_000_000  # rollouts a step at the most: numbers of different steps never meet
 
 
@@ -153,27 +155,34 @@ class CycleTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs
     ):  # fmt: skip
-        """Compute log-probabilities by one plain projection; TRL's tiles are made for GPUs."""
+        """Compute log-probabilities by one plain projection, dialogues of like length together and without padding.
+
+        TRL's tiles are made for GPUs, and its batch is as long as its longest dialogue. For entropies, which are
+        only logged, stands their estimate from the tokens drawn.
+        """
         if input_ids.is_cuda:
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
             )  # fmt: skip
-        logps, entropies = [], []
-        for rows in torch.arange(len(input_ids)).split(batch_size or len(input_ids)):
+        opens = input_ids.shape[1] - logits_to_keep
+        order = attention_mask.sum(1).argsort(stable=True)
+        parts = []
+        for rows in order.split(min(batch_size or _ROWS, _ROWS)):
+            used = attention_mask[rows].any(0).nonzero()
+            a, b = int(used[0]), max(int(used[-1]) + 1, opens + 1)
             with self.accelerator.autocast():
                 scores = model(
-                    input_ids=input_ids[rows],
-                    attention_mask=attention_mask[rows],
-                    logits_to_keep=logits_to_keep + 1,
+                    input_ids=input_ids[rows, a:b],
+                    attention_mask=attention_mask[rows, a:b],
+                    logits_to_keep=b - opens + 1,
                     use_cache=False,
                 ).logits[:, :-1]
-            all_logps = (scores.float() / self.temperature).log_softmax(-1)
-            wanted = input_ids[rows, -logits_to_keep:, None]
-            logps.append(all_logps.gather(-1, wanted)[..., 0])
-            if compute_entropy:
-                with torch.no_grad():
-                    entropies.append(-(all_logps.exp() * all_logps).sum(-1))
-        return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
+            drawn = input_ids[rows, opens:b]
+            scores = (scores.float() / self.temperature).flatten(0, 1)
+            own = -cross_entropy(scores, drawn.flatten(), reduction="none").view_as(drawn)
+            parts.append(pad(own, (0, logits_to_keep - own.shape[1])))
+        logps = torch.cat(parts)[order.argsort()]
+        return logps, -logps.detach() if compute_entropy else None, None
 
 
 def _given(prompts, completions, given, **kwargs) -> list[float | None]:

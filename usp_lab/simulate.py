@@ -11,7 +11,8 @@ side may have more:
   raises `endpoints.RequestFailed`, that dialogue alone has failed;
 - ``endpoint``: its `endpoints.Endpoint`, for the time that one dialogue may take and for prices;
 - ``check()``, called before anything is spent, raises `UspError` when the side cannot work;
-- ``room(messages)``: tokens left in its context after the longest possible turn.
+- ``room(messages)``: tokens left in its context after the longest possible turn;
+- ``partner(target)``, of an assistant: who answers in that target's dialogue (`simulators.EachItsOwn`).
 """
 
 from collections import Counter

@@ -7,7 +7,7 @@ A simulator has ``start(target) -> messages`` and ``generate(batch, seeds) -> tu
 has ``reply(batch, seeds) -> replies``. One's own simulator is therefore one small class.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -172,6 +172,28 @@ class ModelAssistant(ChatModel):
     def reply(self, batch: Sequence[Sequence[Message]], seeds: Sequence[int]) -> list[str]:
         """Answer the last user turn of each dialogue. The user's profile is not shown to it."""
         return self.generate([with_profile(m, None) for m in batch], seeds)
+
+
+class EachItsOwn:
+    """Another assistant for each target, in one run: no batch falls apart by who answers.
+
+    Args:
+        assistants: target's id -> who answers it; of those that compute in this process and are no language model.
+    """
+
+    def __init__(self, assistants: Mapping[str, object]) -> None:
+        self.assistants = dict(assistants)
+
+    def __repr__(self) -> str:
+        return f"EachItsOwn({sorted((i, identity(a)) for i, a in self.assistants.items())})"
+
+    def partner(self, target: Dialogue) -> object:
+        """Return who answers a target."""
+        return self.assistants[target.id]
+
+    def reply(self, batch: Sequence[Sequence[Message]], seeds: Sequence[int]) -> list[str]:
+        """Raise `UspError`: who answers depends on the target, which messages do not tell."""
+        raise UspError("each target has its own assistant; ask `partner(target)` for it")
 
 
 class TwinSimulator:
