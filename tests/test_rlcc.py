@@ -287,7 +287,8 @@ def test_a_reward_without_differences_changes_nothing_but_by_the_kl_term(base, t
     assert same(result.path, base)
 
 
-def test_advantages_are_per_turn_or_per_dialogue(base, tmp_path, monkeypatch):
+@pytest.mark.parametrize("scale", ["batch", "group", "none"])
+def test_advantages_are_per_turn_or_per_dialogue(base, tmp_path, monkeypatch, scale):
     seen = {}
     plain = rlcc_trainer.CycleTrainer._generate_and_score_completions
 
@@ -298,7 +299,7 @@ def test_advantages_are_per_turn_or_per_dialogue(base, tmp_path, monkeypatch):
 
     monkeypatch.setattr(rlcc_trainer.CycleTrainer, "_generate_and_score_completions", spy)
     for per_turn in (True, False):
-        run(base, tmp_path / str(per_turn), steps=1, evals=1, per_turn=per_turn)
+        run(base, tmp_path / str(per_turn), steps=1, evals=1, per_turn=per_turn, scale_rewards=scale)  # fmt: skip
     (each, (rollouts, terms)), (whole, _) = seen[True], seen[False]
     assert (
         whole["advantages"].shape == (8,)
@@ -306,7 +307,11 @@ def test_advantages_are_per_turn_or_per_dialogue(base, tmp_path, monkeypatch):
     )
     total = np.array([t.total(0.8) for t in terms]).reshape(2, 4)
     assert not np.isnan(total).all() and np.nanstd(total) > 0
-    spread = np.nanstd(total, axis=1, ddof=1, keepdims=True) + 1e-4
+    spread = {
+        "batch": np.full((2, 1), np.nanstd(total, ddof=1)) + 1e-4,
+        "group": np.nanstd(total, axis=1, ddof=1, keepdims=True) + 1e-4,
+        "none": np.ones((2, 1)),
+    }[scale]
     expected = np.nan_to_num((total - np.nanmean(total, axis=1, keepdims=True)) / spread).ravel()
     assert whole["advantages"].tolist() == pytest.approx(expected.tolist(), abs=1e-3)
     for i, (r, t) in enumerate(zip(rollouts, terms, strict=True)):
@@ -398,6 +403,7 @@ def test_order_plays_every_target_equally_often():
         ({"lr": 0.0}, "lr=0.0; give more than 0"),
         ({"beta": -1.0}, "beta=-1.0; give 0 or more"),
         ({"steps": 0}, "steps=0; give at least 1"),
+        ({"scale_rewards": "all"}, "scale_rewards='all'; give batch, group or none"),
         ({"micro_batch": 3}, "= 8 dialogues cannot be shared by 1 process.* multiple of 3"),
         ({"max_length": 4096}, "max_length=4096 but .* has a context of 512; lower it"),
     ],

@@ -256,9 +256,10 @@ def similarity_distribution(table: pd.DataFrame) -> Figure:
     """Draw how the scores of single dialogues spread, one panel a metric, one row an arm.
 
     Args:
-        table: arm, score (NaN: not scored), metric; as wished better ("higher" or "lower").
+        table: arm, score (NaN: not scored), metric; as wished better ("higher" or "lower"), per (what a score is of,
+            "dialogue").
     """
-    look = looks(table["arm"])
+    look, per = looks(table["arm"]), given(table, "per", "dialogue")
     metrics = dict(list(table.groupby("metric", sort=False)))
     fig, axes, columns = panels([0.45 * len(look) + 0.2] * len(metrics))
     for i, (ax, (metric, own)) in enumerate(zip(axes, metrics.items(), strict=True)):
@@ -266,9 +267,9 @@ def similarity_distribution(table: pd.DataFrame) -> Figure:
         names = ["" if i % columns else wrap(one.label, NAMES[columns]) for one in look.values()]
         _ridges(ax, scores, look, names, "not scored")
         ax.set_title(wrap(metric, CHARS[columns]))
-        ax.set_xlabel(f"score of one dialogue\n{BETTER.get(given(own, 'better', ''), '')}".strip())
+        ax.set_xlabel(f"score of one {per}\n{BETTER.get(given(own, 'better', ''), '')}".strip())
     fig.supxlabel(
-        "bars: share of the arm's dialogues, point: median, line: its 95 % interval", fontsize=8
+        f"bars: share of the arm's {per}s, point: median, line: its 95 % interval", fontsize=8
     )
     return fig
 

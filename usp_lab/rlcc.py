@@ -152,6 +152,7 @@ def arguments(s: RlccSettings, folder: Path, every: int):
         gradient_accumulation_steps=parts,
         steps_per_generation=parts,
         num_generations=s.generations,
+        scale_rewards=s.scale_rewards,
         num_iterations=s.iterations,
         max_completion_length=s.max_length,
         temperature=s.temperature,

@@ -17,6 +17,8 @@ class RlccSettings:
         steps: optimizer steps.
         profiles, generations: of a step: so many targets, each with so many dialogues that are compared
             with each other (the group of GRPO, arXiv 2402.03300). Their product is the rollout batch.
+        scale_rewards: what advantages are divided by: the standard deviation of the "batch", or of each "group", which
+            makes as much of a target whose dialogues hardly differ (arXiv 2508.08221); "none": nothing.
         iterations: steps on the same dialogues; above 1 the clip matters.
         lr: constant after a warm-up of a tenth of the steps.
         beta: weight of the KL term. clip: of the probability ratio, PPO's epsilon.
@@ -35,8 +37,9 @@ class RlccSettings:
     steps: int = 16
     profiles: int = 8
     generations: int = 4
+    scale_rewards: str = "batch"
     iterations: int = 1
-    lr: float = 1e-4
+    lr: float = 6e-5
     beta: float = 0.01
     clip: float = 0.2
     temperature: float = 1.0
@@ -58,6 +61,8 @@ class RlccSettings:
                 f"generations={self.generations}; a dialogue is compared with others of its target, "
                 "give at least 2"
             )
+        if self.scale_rewards not in ("batch", "group", "none"):
+            raise UspError(f"scale_rewards={self.scale_rewards!r}; give batch, group or none")
         least = {"steps": 1, "profiles": 1, "iterations": 1, "max_turns": 1, "max_new_tokens": 1, "max_length": 16, "evals": 1}  # fmt: skip
         for name, low in least.items():
             if getattr(self, name) < low:

@@ -135,20 +135,27 @@ class CycleTrainer(GRPOTrainer):
     def _per_turn(self, advantages: torch.Tensor, width: int) -> torch.Tensor:
         """Advantages of tokens, shape (dialogues, width): the dialogue's, plus how its turn differs from the mean.
 
-        Both are in units of the group's standard deviation, as TRL scales them.
+        Both are in the same units, as TRL scales them.
         """
         s, (rollouts, terms) = self.rlcc, self._turns
         own = torch.tensor([t.total(s.lam) for t in terms], device=advantages.device)
-        spread = nanstd(self.accelerator.gather(own).view(-1, s.generations), dim=1)
-        spread = spread.repeat_interleave(s.generations)
+        spread = self._spread(self.accelerator.gather(own).view(-1, s.generations))
         first = self.accelerator.process_index * len(terms)
-        scale = spread[first : first + len(terms)].cpu().numpy() + 1e-4
+        scale = spread[first : first + len(terms)].cpu().numpy()
         out = np.zeros((len(terms), width), np.float32)
         for i, (r, one) in enumerate(zip(rollouts, terms, strict=True)):
             each = np.append((one.per_turn(s.lam) - one.total(s.lam)) / scale[i], 0.0)
             turn = np.array(r.turn)
             out[i, : len(turn)] = np.nan_to_num(each)[turn]  # -1, no turn, is the last: 0
         return advantages[:, None] + torch.from_numpy(out).to(advantages)
+
+    def _spread(self, rewards: torch.Tensor) -> torch.Tensor:
+        """What a step's rewards, a row a group, are divided by, shape (dialogues,)."""
+        if self.rlcc.scale_rewards == "none":
+            return torch.ones_like(rewards).flatten()
+        one = self.rlcc.scale_rewards == "batch"
+        spread = nanstd(rewards) if one else nanstd(rewards, dim=1)[:, None]
+        return spread.expand_as(rewards).flatten() + 1e-4
 
     # --- speed on a CPU --------------------------------------------------------------------------
 
