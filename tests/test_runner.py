@@ -262,6 +262,18 @@ def test_resolved_parameters_come_in_layers(checkout: Checkout):
     assert entries["01_data"].passed == {"rate": 1.0}
 
 
+def test_a_parameter_may_be_for_one_notebook(checkout: Checkout):
+    both = {"seed": "3", "03_train.seed": "4", "03_train.rate": "2"}
+    variant = checkout.plan(passed=both)
+    entries = variant.entries
+    assert [e.parameters["seed"] for e in entries.values()] == [3, 4]
+    assert entries["01_data"].passed == {"seed": 3}
+    assert entries["03_train"].passed == {"seed": 4, "rate": 2.0}
+    assert checkout.plan(passed={"03_train.seed": "4"}).entries["01_data"].key == (
+        checkout.plan().entries["01_data"].key
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -292,6 +304,13 @@ def test_unknown_names_and_bad_data_are_one_sentence(checkout: Checkout, capsys,
     for words, said in [
         ("run 03_trian", "did you mean 03_train?"),
         ("run 03 -p nn=3", "unknown parameter 'nn', known are flags, n, quick, rate, seed; did"),
+        ("run 03 -p 03.nn=3", "unknown parameter 'nn', known are "),
+        ("run 03 -p 07.n=3", "unknown notebook '07'"),
+        ("run 01 -p 03.n=3", "-p 03_train.n=3 is for 03_train, which is not run; leave it out"),
+        (
+            "run 03 -p 03.preset=x",
+            "-p 03_train.preset=x is set by an option of its own; use --preset",
+        ),
         ("run 03 -p n=x", "must be a whole number, not 'x'"),
         ("run 03 -p n", "not name=value"),
         ("run 03 -p data=x", "use --data x"),

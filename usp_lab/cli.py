@@ -87,7 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="name=value",
-        help="set a parameter, by its default's type",
+        help="set a parameter, by its default's type, wherever a notebook that is run has it; 06.name=value: in that one alone",
     )
     run.add_argument(
         "--on-bad", choices=("raise", "skip"), help="what to do with a bad row of a data file"
@@ -126,7 +126,8 @@ def make_request(args: argparse.Namespace, notebooks: dict[str, Notebook]) -> Re
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise UspError(f"-p {text} is not name=value; write for example -p seed=1")
-        passed[name.strip()] = value
+        where, dot, own = name.strip().rpartition(".")
+        passed[f"{find_notebook(where, notebooks)}.{own}" if dot else own] = value
     if args.name is not None and not re.fullmatch(NAME, args.name):
         raise UspError(
             f"--name {args.name!r} cannot be a folder's name; use letters, digits, dots, - and _"

@@ -26,8 +26,8 @@ from usp_lab.files import (
     sha256_of,
     write_json,
 )
-from usp_lab.notebooks import Notebook, parse_value, read_notebooks, unknown
-from usp_lab.presets import check_passed, read_presets, resolve
+from usp_lab.notebooks import Notebook, read_notebooks, unknown
+from usp_lab.presets import check_passed, passed_to, read_presets, resolve
 from usp_lab.record import FINISHED
 
 PLAN = "USP_LAB_PLAN"  # environment: the file with the request that Snakemake is to order
@@ -173,7 +173,7 @@ def make_plan(request: Request, *, root: Path | None = None, executing: bool = F
             raise UspError(unknown("notebook", name, notebooks))
     order = _in_order(notebooks, request.notebooks or tuple(notebooks))
     targets = [notebooks[n] for n in order if n in request.notebooks or not request.notebooks]
-    check_passed(request.passed, targets)
+    check_passed(request.passed, targets, [notebooks[n] for n in order])
 
     own_data = presets[request.preset].get("all", {}).get("data", POPULATION)
     data = request.data or own_data
@@ -187,11 +187,7 @@ def make_plan(request: Request, *, root: Path | None = None, executing: bool = F
     for name in order:
         nb = notebooks[name]
         # -p goes to the notebooks upstream too, where they have it: one variant, one setting
-        passed = {
-            k: parse_value(k, v, nb.defaults[k])
-            for k, v in request.passed.items()
-            if k in nb.defaults
-        }
+        passed = passed_to(request.passed, nb)
         parameters = {**resolve(nb, request, presets[request.preset], data), **passed}
         counted = {**parameters, "data": [Path(data).name, data_sha256] if data_sha256 else data}
         parameters_hash = _hash(counted)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from usp_lab.errors import UspError
-from usp_lab.notebooks import SET_BY_RUNNER, Notebook, check_value, unknown
+from usp_lab.notebooks import SET_BY_RUNNER, Notebook, check_value, parse_value, unknown
 
 if TYPE_CHECKING:
     from usp_lab.plan import Request
@@ -57,21 +57,31 @@ def read_presets(root: Path, notebooks: Mapping[str, Notebook]) -> dict[str, dic
     return presets
 
 
-def check_passed(texts: Mapping[str, str], targets: list[Notebook]) -> None:
-    """Check the names given with -p: each must be a parameter of one of the notebooks.
+def check_passed(texts: Mapping[str, str], targets: list[Notebook], planned: list[Notebook]) -> None:  # fmt: skip
+    """Check the names given with -p: each must be a parameter of a notebook asked for, NOTEBOOK.name one of that notebook's.
 
     Raises:
-        UspError: unknown, or set by an option of its own.
+        UspError: unknown, of a notebook that is not run, or set by an option of its own.
     """
-    for name, text in texts.items():
+    for given, text in texts.items():
+        where, _, name = given.rpartition(".")
         if name in SET_BY_RUNNER:
             option = name.replace("_", "-")
             raise UspError(
-                f"-p {name}={text} is set by an option of its own; use --{option} {text}"
+                f"-p {given}={text} is set by an option of its own; use --{option} {text}"
             )
-        if not any(name in nb.defaults for nb in targets):
-            known = {p for nb in targets for p in nb.defaults} - set(SET_BY_RUNNER)
+        among = [nb for nb in planned if nb.name == where] if where else targets
+        if not among:
+            raise UspError(f"-p {given}={text} is for {where}, which is not run; leave it out")
+        if not any(name in nb.defaults for nb in among):
+            known = {p for nb in among for p in nb.defaults} - set(SET_BY_RUNNER)
             raise UspError(unknown("parameter", name, known))
+
+
+def passed_to(texts: Mapping[str, str], nb: Notebook) -> dict[str, object]:
+    """Return the values given with -p that concern a notebook; NOTEBOOK.name comes before name."""
+    own = {k.removeprefix(f"{nb.name}."): v for k, v in texts.items() if k.startswith(f"{nb.name}.")}  # fmt: skip
+    return {k: parse_value(k, v, nb.defaults[k]) for k, v in (texts | own).items() if k in nb.defaults}  # fmt: skip
 
 
 def resolve(
