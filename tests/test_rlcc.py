@@ -142,6 +142,23 @@ def test_weights_and_turns_of_a_reward():
     assert math.isnan(Terms(math.nan, math.nan, (0.9,), error="none").total(0.8))
 
 
+def test_the_same_turns_are_read_once():
+    read = []
+
+    class Counting(Reader):
+        def write(self, dialogues):
+            read.extend(dialogues)
+            return super().write(dialogues)
+
+    a, b = dialogues(2)
+    b = b.model_copy(update={"messages": [{"role": "user", "content": "no"}]})
+    terms = CycleReward(Counting()).score([LONG, LONG, SHORT, SHORT], [a, b, a, b])
+    assert read == [a, b]
+    alone = [CycleReward(Reader()).score([p], [d])[0] for p, d in ((LONG, a), (LONG, b), (SHORT, a), (SHORT, b))]  # fmt: skip
+    assert [t.reflected for t in terms] == [t.reflected for t in alone]
+    assert [t.r_cc for t in terms] == pytest.approx([t.r_cc for t in alone])
+
+
 def test_scores_and_counts_what_could_not_be_told():
     some = reward()
     said = dialogues(1)[0].model_copy(update={"messages": [{"role": "user", "content": "ok"}]})

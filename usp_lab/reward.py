@@ -120,9 +120,13 @@ class CycleReward:
             )
         spoken = [i for i, d in enumerate(dialogues) if any(t.strip() for t in d.user_turns)]
         texts, errors = [""] * len(dialogues), ["the user said nothing"] * len(dialogues)
-        written = self.generator.write([dialogues[i] for i in spoken])
-        for i, one in zip(spoken, written, strict=True):
-            texts[i], errors[i] = one.text, one.error
+        same: dict[tuple[str, ...], list[int]] = {}  # the same turns are read once
+        for i in spoken:
+            same.setdefault(tuple(dialogues[i].user_turns), []).append(i)
+        written = self.generator.write([dialogues[own[0]] for own in same.values()])
+        for own, one in zip(same.values(), written, strict=True):
+            for i in own:
+                texts[i], errors[i] = one.text, one.error
         closeness = half_cosines(profiles, texts, self.encoder)
         human = self._human([d.user_turns for d in dialogues])
         out = []
