@@ -8,7 +8,7 @@ import pytest
 
 from usp_lab import auxiliary as aux
 from usp_lab import load_dialogues, stats
-from usp_lab.arms import twin_turns
+from usp_lab.arms import another_user, twin_turns
 from usp_lab.data import Dialogue
 from usp_lab.detector_training import Utterances, utterances
 from usp_lab.extract_rules import RuleExtractor
@@ -124,6 +124,18 @@ def test_topic_is_read_off_the_objective_half(corpus):
     subjective = d.profile.partition("\n\n")[2]
     assert aux.topic_of(f"You have a dog.\n\n{subjective}") is None
     assert aux.topic_of("") is aux.topic_of(None) is None
+
+
+def test_habits_taught_on_purpose_are_read_off_the_turns_and_off_nothing_else(corpus):
+    learned, held = corpus.train[:200], corpus.test[:40]
+    swapped = [
+        d.model_copy(update={"messages": held[i].messages})
+        for d, i in zip(held, another_user(held), strict=True)
+    ]
+    tests = {"": held, "_swapped": swapped, "_learned": learned[:40]}
+    found = aux.habits_on_purpose(learned, tests)
+    own, other, taught = (value(found, "generator_style", f"on_purpose{k}") for k in tests)
+    assert taught > 0.95 and own > other + 0.1
 
 
 @pytest.mark.parametrize("split", ["test", "test_new_topics", "test_new_phrasings"])

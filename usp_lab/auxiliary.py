@@ -210,6 +210,50 @@ def generator_estimates(
     return pd.DataFrame(rows)
 
 
+def habits_on_purpose(
+    learned: Sequence[Dialogue], tests: Mapping[str, Sequence[Dialogue]], unit: str = "user", seed: int = 0
+) -> pd.DataFrame:  # fmt: skip
+    """Return ``generator_style`` of a linear reader that is taught nothing else, by the truth: what there is to see.
+
+    For each habit a logistic regression over words, letters and turns' lengths, on the dialogues that express it; when
+    read it is told which habits those are, which a generator must find out.
+
+    Args:
+        learned: training dialogues of the population.
+        tests: suffix of the arm ``on_purpose`` -> dialogues.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_union
+    from sklearn.preprocessing import FunctionTransformer
+
+    how = {"sublinear_tf": True, "max_features": 20_000, "dtype": np.float32}
+    words = TfidfVectorizer(ngram_range=(1, 2), **how)
+    letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 3), lowercase=False, **how)
+    size = FunctionTransformer(lambda texts: np.log([[len(t.split()) / (t.count("\n") + 1)] for t in texts]))  # fmt: skip
+    reader = make_union(words, letters, size)
+    said = ["\n".join(d.user_turns) for d in learned]
+    x = reader.fit_transform(said)
+    seen = {k: reader.transform(["\n".join(d.user_turns) for d in some]) for k, some in tests.items()}  # fmt: skip
+    right = {k: np.zeros((len(STYLE), len(some))) for k, some in tests.items()}
+    shown = {k: np.array([[h in d.truth["expressed"] for d in some] for h in STYLE]) for k, some in tests.items()}  # fmt: skip
+    for i, habit in enumerate(STYLE):
+        own = [j for j, d in enumerate(learned) if habit in d.truth["expressed"]]
+        values = [learned[j].truth["user"][habit] for j in own]
+        if not own:
+            continue
+        constant = len(set(values)) == 1
+        model = None if constant else LogisticRegression(C=10.0, max_iter=200).fit(x[own], values)
+        for k, some in tests.items():
+            found = [values[0]] * len(some) if constant else model.predict(seen[k])
+            right[k][i] = [d.truth["user"][habit] == v for d, v in zip(some, found, strict=True)]
+    rows = []
+    for k, some in tests.items():
+        e = stats.ratio((right[k] * shown[k]).sum(0), shown[k].sum(0).astype(float), owners(some), unit, seed)  # fmt: skip
+        rows.append(row("generator_style", f"on_purpose{k}", e, better="higher"))
+    return pd.DataFrame(rows)
+
+
 def likeness(
     written: Mapping[str, Sequence[str]],
     dialogues: Sequence[Dialogue],
