@@ -34,8 +34,7 @@ def checkout(tmp_path_factory) -> Path:
 
 def run(root: Path, *words: str) -> subprocess.CompletedProcess:
     env = os.environ | {"USP_LAB_ROOT": str(root), "PYTHONPATH": str(root)}
-    cores = str(min(2, os.cpu_count() or 1))  # half of a short notebook is imports
-    command = [sys.executable, "-m", "usp_lab.cli", "run", "--cores", cores, *words]
+    command = [sys.executable, "-m", "usp_lab.cli", "run", *words]
     return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=900)
 
 
@@ -48,7 +47,8 @@ def check_form(folder: Path) -> None:
 
 
 def test_smoke_on_the_population_is_whole(checkout):
-    done = run(checkout, "all", "--preset", "smoke")
+    """In one kernel, but for one notebook: half of a short one is imports."""
+    done = run_plans(checkout, make_plan(Request(preset="smoke"), root=checkout).save())
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     for name in NOTEBOOKS:
         check_form(checkout / "runs" / "smoke" / name)
@@ -75,6 +75,10 @@ def test_smoke_on_the_population_is_whole(checkout):
     assert again.returncode == 0 and "executed" not in again.stdout.replace("not executed", ""), (
         again.stdout
     )
+    in_its_kernel = run(checkout, "00", "--preset", "smoke", "--force")
+    assert in_its_kernel.returncode == 0, in_its_kernel.stdout[-3000:] + in_its_kernel.stderr[-3000:]  # fmt: skip
+    executed = read_json(checkout / "runs" / "smoke" / "00_start_here" / "executed.ipynb")
+    assert any(o for c in executed["cells"] for o in c.get("outputs", []))
 
 
 def hand_made(path: Path, profile: bool) -> Path:

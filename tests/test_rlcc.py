@@ -238,9 +238,9 @@ def test_failed_dialogues_are_tried_again_and_counted(policy, monkeypatch):
 
 
 def test_guards_see_reciting_sameness_and_forgetting():
-    start = {"profile_copy": 0.1, "first_turn_diversity": 0.9, "words_per_turn": 8.0, "ppl": 2.5, "turns": 4.0}  # fmt: skip
+    start = {"reward": 1.4, "profile_copy": 0.1, "first_turn_diversity": 0.9, "words_per_turn": 8.0, "ppl": 2.5, "turns": 4.0}  # fmt: skip
     assert broken(start, start) == []
-    worse = {"profile_copy": 0.13, "first_turn_diversity": 0.8, "words_per_turn": 12.0, "ppl": 2.7, "turns": 9.0}  # fmt: skip
+    worse = {"reward": 1.25, "profile_copy": 0.13, "first_turn_diversity": 0.8, "words_per_turn": 12.0, "ppl": 2.7, "turns": 9.0}  # fmt: skip
     for name, value in worse.items():
         assert [b.split()[0] for b in broken(start | {name: value}, start)] == [name]
     assert broken(start | {"human": math.nan}, start | {"human": 0.9}) == []
@@ -251,7 +251,7 @@ def test_guards_see_reciting_sameness_and_forgetting():
 
 
 def test_which_weights_are_kept_and_when_it_ends():
-    looks = [{"step": s, "reward": r, "broken": b} for s, r, b in ((0, 1.0, []), (4, 1.2, []), (8, 1.5, ["ppl"]), (12, 1.4, ["ppl"]))]  # fmt: skip
+    looks = [{"step": s, "reward": r, "broken": b} for s, r, b in ((0, 1.0, []), (4, 0.99, []), (8, 1.5, ["ppl"]), (12, 1.4, ["ppl"]))]  # fmt: skip
     assert rlcc_trainer.kept(looks) == 4 and rlcc_trainer.kept(looks[:1]) == 0
     assert rlcc_trainer.stopped(looks[:3]) == "" and rlcc_trainer.stopped(looks) == "ppl"
 

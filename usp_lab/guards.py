@@ -23,6 +23,7 @@ from usp_lab.scorers import turn_nll
 
 # guard -> (kind, least, most): of the difference to the start ("minus") or of the ratio to it ("over")
 BOUNDS = {
+    "reward": ("minus", -0.1, math.inf),
     "profile_copy": ("minus", -math.inf, 0.02),
     "first_turn_diversity": ("over", 0.97, math.inf),
     "words_per_turn": ("over", 0.8, 1.25),

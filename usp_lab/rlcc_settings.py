@@ -28,7 +28,7 @@ class RlccSettings:
         retries: how often a failed dialogue is tried again.
         evals: looks at validation users (`guards`); more than one in a row out of bounds ends the run.
         bf16: autocast, where the machine computes in it.
-        stop_rule: end early, and keep the best weights within the bounds; without, the last ones.
+        stop_rule: end early, and keep the weights of the last look within bounds; without, the last ones.
     """
 
     base: str = "usp-tiny"

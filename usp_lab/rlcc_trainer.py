@@ -201,7 +201,8 @@ def _given(prompts, completions, given, **kwargs) -> list[float | None]:
 
 
 class Looks(TrainerCallback):
-    """Looks at validation users before the first step and after every so many; under the stop rule keeps the best weights.
+    """Looks at validation users before the first step and after every so many; under the stop rule keeps the weights
+    of the last within bounds.
 
     The history is read back from the log, so that a resumed run decides as an uninterrupted one does.
     """
@@ -245,9 +246,11 @@ class Looks(TrainerCallback):
 
 
 def kept(history: Sequence[dict]) -> int:
-    """Return the step of the look with the highest reward among those within bounds."""
-    fine = [h for h in history if not h["broken"] and not math.isnan(h["reward"])] or history[:1]
-    return max(fine, key=lambda h: h["reward"])["step"]
+    """Return the step of the last look within bounds, the first of all where there is none.
+
+    Not the one with the highest reward: over some dozens of users looks differ by chance more than by what was learned.
+    """
+    return max((h["step"] for h in history if not h["broken"]), default=history[0]["step"])
 
 
 def stopped(history: Sequence[dict]) -> str:
