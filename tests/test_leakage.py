@@ -135,5 +135,8 @@ def test_the_glance_shows_gains_that_point_right_and_says_the_share():
         "another user's",
     ]
     assert axis.get_xlabel().endswith("]") and "share: 20 %" in axis.get_xlabel()
+    vague = table.copy()
+    vague.loc[vague["metric"] == "lookahead_share", ["low", "high"]] = (-4.0, 7.0)
+    assert arms_at_a_glance(vague).axes[0].get_xlabel().endswith("share: cannot be told")
     points = [line.get_xdata()[0] for line in axis.lines if line.get_marker() in ("o", "D")]
     assert points[0] > 0 > points[2] and points[1] > points[0]  # a lower loss is a gain

@@ -88,7 +88,10 @@ def _look(arm: str) -> Look:
 
 
 def _said(shares: pd.DataFrame, metric: str) -> str:
+    told = "look-ahead's share: cannot be told"
     if metric not in shares.index or not math.isfinite(shares.loc[metric, "value"]):
-        return "look-ahead's share: cannot be told"
+        return told
     value, low, high = (100 * shares.loc[metric, c] for c in ("value", "low", "high"))
+    if high - low > 200:  # a profile gains next to nothing there
+        return told
     return f"look-ahead's share: {value:.0f} % [{low:.0f}, {high:.0f}]"
