@@ -331,6 +331,15 @@ def test_unknown_names_and_bad_data_are_one_sentence(checkout: Checkout, capsys,
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(("words", "cores"), [("", 1), ("--preset smoke", 2), ("--preset smoke --cores 1", 1)])  # fmt: skip
+def test_short_notebooks_run_two_at_a_time(checkout: Checkout, monkeypatch, words, cores):
+    seen = []
+    monkeypatch.setenv("USP_LAB_ROOT", str(checkout.root))
+    monkeypatch.setattr(cli, "cpu_count", lambda: 4)
+    monkeypatch.setattr(cli, "run_plan", lambda plan, cores: seen.append(cores) or 0)
+    assert cli.main(f"run {words}".split()) == 0 and seen == [cores]
+
+
 def test_notebooks_are_found_by_number_name_and_path(checkout: Checkout, monkeypatch):
     monkeypatch.chdir(checkout.root)
     known = read_notebooks(checkout.root)
