@@ -42,16 +42,23 @@ class BagOfWords:
         return self.model_.predict_proba(list(texts))[:, 1] if len(texts) else np.zeros(0)
 
 
-def _counted():
+def _counts(most: int, letters: tuple[int, int]) -> list:
+    """Return counters of words and of letters' n-grams, of so many features each."""
     from sklearn.feature_extraction.text import TfidfVectorizer
+
+    how = {"sublinear_tf": True, "max_features": most, "dtype": np.float32}
+    return [
+        TfidfVectorizer(ngram_range=(1, 2), **how),
+        TfidfVectorizer(analyzer="char_wb", ngram_range=letters, lowercase=False, **how),
+    ]
+
+
+def _counted():
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline, make_union
 
-    how = {"sublinear_tf": True, "max_features": 50_000, "dtype": np.float32}
-    words = TfidfVectorizer(ngram_range=(1, 2), **how)
-    letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), lowercase=False, **how)
     model = LogisticRegression(C=10.0, solver="liblinear", random_state=0)
-    return make_pipeline(make_union(words, letters), model)
+    return make_pipeline(make_union(*_counts(50_000, (2, 4))), model)
 
 
 def shortness(texts: Sequence[str]) -> np.ndarray:
@@ -222,16 +229,13 @@ def habits_on_purpose(
         learned: training dialogues of the population.
         tests: suffix of the arm ``on_purpose`` -> dialogues.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.dummy import DummyClassifier
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_union
     from sklearn.preprocessing import FunctionTransformer
 
-    how = {"sublinear_tf": True, "max_features": 20_000, "dtype": np.float32}
-    words = TfidfVectorizer(ngram_range=(1, 2), **how)
-    letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 3), lowercase=False, **how)
     size = FunctionTransformer(lambda texts: np.log([[len(t.split()) / (t.count("\n") + 1)] for t in texts]))  # fmt: skip
-    reader = make_union(words, letters, size)
+    reader = make_union(*_counts(20_000, (1, 3)), size)
     said = ["\n".join(d.user_turns) for d in learned]
     x = reader.fit_transform(said)
     seen = {k: reader.transform(["\n".join(d.user_turns) for d in some]) for k, some in tests.items()}  # fmt: skip
@@ -242,11 +246,12 @@ def habits_on_purpose(
         values = [learned[j].truth["user"][habit] for j in own]
         if not own:
             continue
-        constant = len(set(values)) == 1
-        model = None if constant else LogisticRegression(C=10.0, max_iter=200).fit(x[own], values)
+        several = len(set(values)) > 1
+        model = LogisticRegression(C=10.0, max_iter=200) if several else DummyClassifier()
+        model.fit(x[own], values)
         for k, some in tests.items():
-            found = [values[0]] * len(some) if constant else model.predict(seen[k])
-            right[k][i] = [d.truth["user"][habit] == v for d, v in zip(some, found, strict=True)]
+            found = zip(some, model.predict(seen[k]), strict=True)
+            right[k][i] = [d.truth["user"][habit] == v for d, v in found]
     rows = []
     for k, some in tests.items():
         e = stats.ratio((right[k] * shown[k]).sum(0), shown[k].sum(0).astype(float), owners(some), unit, seed)  # fmt: skip

@@ -131,19 +131,24 @@ def make_request(args: argparse.Namespace, notebooks: dict[str, Notebook]) -> Re
         raise UspError(
             f"--name {args.name!r} cannot be a folder's name; use letters, digits, dots, - and _"
         )
-    cpus = cpu_count()
-    if args.cores is None:
-        args.cores = min(2, cpus) if args.preset == "smoke" else 1
-    if not 1 <= args.cores <= cpus:
-        raise UspError(
-            f"--cores {args.cores} must be between 1 and {cpus}, the CPUs of this machine"
-        )
     data = args.data
     if data is not None and data != POPULATION and not data.startswith(HUB):
         data = str(Path(data).expanduser().absolute())
     return Request(
         tuple(dict.fromkeys(names)), args.preset, data, args.name, args.on_bad, passed, args.force
     )
+
+
+def cores_of(args: argparse.Namespace) -> int:
+    """Return how many notebooks run at a time."""
+    cpus = cpu_count()
+    if args.cores is None:
+        return min(2, cpus) if args.preset == "smoke" else 1
+    if not 1 <= args.cores <= cpus:
+        raise UspError(
+            f"--cores {args.cores} must be between 1 and {cpus}, the CPUs of this machine"
+        )
+    return args.cores
 
 
 def find_notebook(given: str, notebooks: dict[str, Notebook]) -> str:
@@ -166,8 +171,8 @@ def find_notebook(given: str, notebooks: dict[str, Notebook]) -> str:
 def run_command(args: argparse.Namespace) -> int:
     """`usp-lab run`."""
     root = find_root()
-    request = make_request(args, read_notebooks(root))
-    return run_plan(make_plan(request, root=root), args.cores)
+    request, cores = make_request(args, read_notebooks(root)), cores_of(args)
+    return run_plan(make_plan(request, root=root), cores)
 
 
 def list_command(args: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ from transformers import (
 
 from usp_lab.files import atomic
 from usp_lab.models import new_tokenizer, quiet_bars
-from usp_lab.trainer import Bar, common_arguments, last_checkpoint, quiet, schedule
+from usp_lab.trainer import Bar, common_arguments, last_checkpoint, mean_of_step, quiet, schedule
 
 if TYPE_CHECKING:
     from usp_lab.detector_training import DetectorSettings
@@ -38,12 +38,7 @@ class EncoderTrainer(Trainer):
         labels = inputs.pop("labels")
         outputs = model(**inputs)
         loss = torch.nn.functional.cross_entropy(outputs.logits.float(), labels, reduction="sum")
-        if num_items_in_batch is None:
-            loss = loss / len(labels)
-        else:
-            loss = loss / num_items_in_batch
-            if self.args.average_tokens_across_devices:  # it counts all of them, and DDP averages
-                loss = loss * self.accelerator.num_processes
+        loss = mean_of_step(self, loss, len(labels), num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
 
@@ -53,11 +48,8 @@ class MaskedTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Return the mean cross-entropy of masked tokens."""
         outputs = model(**inputs)
-        loss = outputs.loss
-        if num_items_in_batch is not None:
-            loss = loss * (inputs["labels"] != -100).sum() / num_items_in_batch
-            if self.args.average_tokens_across_devices:
-                loss = loss * self.accelerator.num_processes
+        masked = (inputs["labels"] != -100).sum()
+        loss = mean_of_step(self, outputs.loss * masked, masked, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
 

@@ -96,7 +96,7 @@ class Side:
         self.todo, self.threads = queue.SimpleQueue(), []
         self.most = speaker.concurrency if getattr(speaker, "remote", False) else 0
         self.endpoint = getattr(speaker, "endpoint", None)
-        self.partner = getattr(speaker, "partner", None)
+        self.by_target = getattr(speaker, "by_target", False)
         self.model, self.stream = None, None
         # A subclass may do more in its own method than have the engine write.
         if getattr(call, "__func__", None) in (ChatModel.generate, ModelAssistant.reply):
@@ -126,22 +126,10 @@ class Side:
         if self.most:
             self._send(ready, seeds)
         elif ready:
-            for t, text in zip(ready, self._turns(ready, seeds), strict=True):
+            known = ([t.target for t in ready],) if self.by_target else ()
+            turns = self.call([t.messages for t in ready], seeds, *known)
+            for t, text in zip(ready, turns, strict=True):
                 t.hear(text, settings.max_turns)
-
-    def _turns(self, talks: Sequence[Talk], seeds: Sequence[int]) -> list[str]:
-        """Return the turn of each dialogue, by its own partner where each has one."""
-        if self.partner is None:
-            return self.call([t.messages for t in talks], seeds)
-        groups: dict[object, list[int]] = {}
-        for i, t in enumerate(talks):
-            groups.setdefault(self.partner(t.target), []).append(i)
-        turns = [""] * len(talks)
-        for who, own in groups.items():
-            said = who.reply([talks[i].messages for i in own], [seeds[i] for i in own])
-            for i, text in zip(own, said, strict=True):
-                turns[i] = text
-        return turns
 
     def _read(self, talk: Talk) -> list[Message]:
         """Return what a model reads; an assistant is not shown the user's profile."""

@@ -12,7 +12,7 @@ side may have more:
 - ``endpoint``: its `endpoints.Endpoint`, for the time that one dialogue may take and for prices;
 - ``check()``, called before anything is spent, raises `UspError` when the side cannot work;
 - ``room(messages)``: tokens left in its context after the longest possible turn;
-- ``partner(target)``, of an assistant: who answers in that target's dialogue (`simulators.EachItsOwn`).
+- ``by_target = True``: a side in this process that is also given the targets, one a dialogue (`simulators.EachItsOwn`).
 """
 
 from collections import Counter

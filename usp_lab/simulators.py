@@ -181,19 +181,27 @@ class EachItsOwn:
         assistants: target's id -> who answers it; of those that compute in this process and are no language model.
     """
 
+    by_target = True
+
     def __init__(self, assistants: Mapping[str, object]) -> None:
         self.assistants = dict(assistants)
 
     def __repr__(self) -> str:
         return f"EachItsOwn({sorted((i, identity(a)) for i, a in self.assistants.items())})"
 
-    def partner(self, target: Dialogue) -> object:
-        """Return who answers a target."""
-        return self.assistants[target.id]
-
-    def reply(self, batch: Sequence[Sequence[Message]], seeds: Sequence[int]) -> list[str]:
-        """Raise `UspError`: who answers depends on the target, which messages do not tell."""
-        raise UspError("each target has its own assistant; ask `partner(target)` for it")
+    def reply(
+        self, batch: Sequence[Sequence[Message]], seeds: Sequence[int], targets: Sequence[Dialogue]
+    ) -> list[str]:
+        """Answer the last user turn of each dialogue, by its target's own assistant."""
+        groups: dict[object, list[int]] = {}
+        for i, target in enumerate(targets):
+            groups.setdefault(self.assistants[target.id], []).append(i)
+        turns = [""] * len(targets)
+        for who, own in groups.items():
+            said = who.reply([batch[i] for i in own], [seeds[i] for i in own])
+            for i, text in zip(own, said, strict=True):
+                turns[i] = text
+        return turns
 
 
 class TwinSimulator:

@@ -15,7 +15,13 @@ import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+)
 from trl import SFTConfig, SFTTrainer
 
 from usp_lab.errors import UspError
@@ -75,11 +81,21 @@ class CpuSFTTrainer(TokenMeanTrainer):
         loss = torch.nn.functional.cross_entropy(
             outputs.logits.float(), target[trained], reduction="sum"
         )
-        count = trained.sum() if num_items_in_batch is None else num_items_in_batch
-        loss = loss / torch.as_tensor(count).clamp(min=1)
-        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            loss = loss * self.accelerator.num_processes  # it counts all of them, and DDP averages
+        loss = mean_of_step(self, loss, trained.sum(), num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+
+def mean_of_step(trainer: Trainer, total: torch.Tensor, count, items) -> torch.Tensor:
+    """Return a micro-batch's part of the mean loss of a step, which micro-batches and processes do not change.
+
+    Args:
+        total: sum of the micro-batch's losses; count: of how many items (tensor or number).
+        items: of the whole step, as the trainer passes ``num_items_in_batch``; None where nothing is accumulated.
+    """
+    loss = total / torch.as_tensor(count if items is None else items).clamp(min=1)
+    if items is not None and trainer.args.average_tokens_across_devices:
+        loss = loss * trainer.accelerator.num_processes  # it counts all of them, and DDP averages
+    return loss
 
 
 def trainer_class() -> type[SFTTrainer]:
