@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from usp_lab import load_dialogues
-from usp_lab.models import new_model, new_tokenizer
+from usp_lab.from_scratch import new_model, new_tokenizer
 from usp_lab.sft import SftSettings
 from usp_lab.sft_data import encode, to_messages
 from usp_lab.trainer import CpuSFTTrainer, arguments, quiet, schedule

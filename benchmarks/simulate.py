@@ -28,7 +28,7 @@ from transformers import DynamicCache, PreTrainedTokenizerFast
 from usp_lab import simulate
 from usp_lab.chat import SPECIAL_TOKENS, SYSTEM_PROMPT, Message, chat_template, system_message
 from usp_lab.decoding import Sampling
-from usp_lab.models import SIZES, new_model
+from usp_lab.from_scratch import SIZES, new_model
 from usp_lab.simulators import UserSimulator
 
 WORDS = [f"w{i}" for i in range(2500)]

@@ -24,7 +24,8 @@ from usp_lab.chat import END_TOKEN, read_profile
 from usp_lab.data import Corpus, Dialogue
 from usp_lab.engines import Sampling
 from usp_lab.errors import UspError
-from usp_lab.models import new_model, new_tokenizer, sentence_encoder
+from usp_lab.from_scratch import new_model, new_tokenizer
+from usp_lab.models import sentence_encoder
 from usp_lab.simulate import UserSimulator
 
 

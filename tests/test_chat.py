@@ -21,7 +21,7 @@ from usp_lab.chat import (
     without_special_tokens,
 )
 from usp_lab.errors import UspError
-from usp_lab.models import new_tokenizer
+from usp_lab.from_scratch import new_tokenizer
 
 SENTENCE = "system user assistant be kind hello there good day bye now"
 SYSTEM = {"role": "system", "content": "be kind"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from usp_lab import look_alikes, models
+from usp_lab import from_scratch, look_alikes, models
 from usp_lab.chat import chat_template
 from usp_lab.errors import UspError
 from usp_lab.models import load_causal_lm, load_tokenizer, weights_fingerprint
@@ -49,11 +49,13 @@ def test_look_alike_has_the_release_s_form(release):
 
 def test_seed_decides_the_weights(release):
     tokenizer = load_tokenizer(release)
-    again, same, other = (models.new_model(tokenizer, "0.3m", 512, seed) for seed in (0, 0, 1))
+    again, same, other = (
+        from_scratch.new_model(tokenizer, "0.3m", 512, seed) for seed in (0, 0, 1)
+    )
     assert weights_fingerprint(again) == weights_fingerprint(same) != weights_fingerprint(other)
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
-    models.new_model(tokenizer, "0.3m")
+    from_scratch.new_model(tokenizer, "0.3m")
     assert torch.equal(before, torch.random.get_rng_state())
 
 
@@ -199,4 +201,4 @@ def test_damaged_tokenizer(copy):
 
 def test_unknown_size(release):
     with pytest.raises(UspError, match="no model size '3b'; choose one of 0.3m"):
-        models.new_model(load_tokenizer(release), "3b")
+        from_scratch.new_model(load_tokenizer(release), "3b")

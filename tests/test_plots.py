@@ -23,7 +23,7 @@ from usp_lab import assistants, diagram, plots, speaker, synthetic, users  # noq
 from usp_lab.bubbles import as_text, show_dialogue, show_trained_tokens, side_by_side  # noqa: E402
 from usp_lab.chat import without_special_tokens  # noqa: E402
 from usp_lab.errors import UspError  # noqa: E402
-from usp_lab.models import new_tokenizer  # noqa: E402
+from usp_lab.from_scratch import new_tokenizer  # noqa: E402
 
 NAN = math.nan
 META = {"notebook": "10_authenticity", "code": "abc", "parameters": 'p "1" & <2>'}

@@ -15,7 +15,8 @@ from usp_lab import load_dialogues, scorers, style, synthetic
 from usp_lab.chat import END_TOKEN, system_message, token_ids
 from usp_lab.engines import Sampling
 from usp_lab.errors import UspError
-from usp_lab.models import new_model, new_tokenizer, sentence_encoder
+from usp_lab.from_scratch import new_model, new_tokenizer
+from usp_lab.models import sentence_encoder
 from usp_lab.scorers import cosine, meaning, turn_nll
 from usp_lab.simulate import UserSimulator
 from usp_lab.style import StyleScorer, author_pairs, best_threshold, distort

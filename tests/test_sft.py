@@ -16,7 +16,7 @@ import pytest
 import torch
 from trl import SFTTrainer
 
-from usp_lab import look_alikes, models, optim, profile_generator, sft, trainer
+from usp_lab import from_scratch, look_alikes, models, optim, profile_generator, sft, trainer
 from usp_lab.chat import END_TOKEN
 from usp_lab.data import Dialogue, load_dialogues
 from usp_lab.errors import UspError
@@ -181,7 +181,7 @@ def test_every_parameter_moves(tmp_path, optimizer):
     s = replace(TINY, max_steps=2, evals=1, optimizer=optimizer)  # the first at learning rate 0
     result = train_sft(TRAIN, VALIDATION, tmp_path / "m", s)
     tokenizer = models.load_tokenizer(result.path)
-    before = models.new_model(tokenizer, "0.3m", 2048, TINY.seed).state_dict()
+    before = from_scratch.new_model(tokenizer, "0.3m", 2048, TINY.seed).state_dict()
     after = weights(result.path)
     assert before.keys() == after.keys()
     assert [name for name in before if torch.equal(before[name], after[name])] == []
@@ -233,7 +233,7 @@ def test_assistant_is_trained_by_the_same_function(tmp_path):
         UserSimulator.from_pretrained(result.path)
 
 
-@pytest.mark.parametrize("architecture", models.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", from_scratch.ARCHITECTURES)
 def test_profile_generator_is_trained_by_the_same_function(tmp_path, architecture):
     s = replace(
         TINY, speaker="generator", architecture=architecture, max_steps=60, evals=2, lr=1e-2
@@ -304,7 +304,7 @@ def test_base_without_template_or_header_tokens(tmp_path, lora):
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words, unk_token="<unk>", eos_token="</s>", pad_token="</s>"
     )
-    models.new_model(tokenizer, "0.3m", 512).save_pretrained(tmp_path / "base")
+    from_scratch.new_model(tokenizer, "0.3m", 512).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     s = replace(TINY, base=str(tmp_path / "base"), max_steps=4, evals=1, max_length=512, lora=lora)
     result = train_sft(TRAIN, VALIDATION, tmp_path / "m", s)

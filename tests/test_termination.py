@@ -14,7 +14,7 @@ from usp_lab.chat import END_TOKEN, Utterance, system_message, token_ids
 from usp_lab.data import Dialogue
 from usp_lab.endings import ClosingReader, by_draws, by_tokens
 from usp_lab.engines import Sampling
-from usp_lab.models import new_model, new_tokenizer
+from usp_lab.from_scratch import new_model, new_tokenizer
 from usp_lab.simulate import TwinSimulator, UserSimulator
 from usp_lab.termination import best_threshold, decisions, f1, f1_difference, look_ahead, say
 

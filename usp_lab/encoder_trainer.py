@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from usp_lab.files import atomic
-from usp_lab.models import new_tokenizer, quiet_bars
+from usp_lab.from_scratch import new_tokenizer
+from usp_lab.models import quiet_bars
 from usp_lab.trainer import Bar, common_arguments, last_checkpoint, mean_of_step, quiet, schedule
 
 if TYPE_CHECKING:

@@ -32,7 +32,8 @@ from transformers import (
 )
 
 from usp_lab.chat import chat_template, with_profile
-from usp_lab.models import new_tokenizer, quiet_bars
+from usp_lab.from_scratch import new_tokenizer
+from usp_lab.models import quiet_bars
 
 _TEXTS = (
     "I can't decide which part of town to stay in; my daughter is four. What would you pick?",

@@ -138,7 +138,8 @@ def _start(train: Sequence[Dialogue], s: SftSettings):
     """Return (tokenizer, model, whether tokens are new to the model) to begin with."""
     import torch
 
-    from usp_lab.models import Device, load_causal_lm, load_tokenizer, new_model, new_tokenizer
+    from usp_lab.from_scratch import new_model, new_tokenizer
+    from usp_lab.models import Device, load_causal_lm, load_tokenizer
 
     extra = [END_TOKEN] if s.end_token else []
     if not s.base:

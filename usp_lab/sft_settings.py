@@ -25,8 +25,8 @@ class SftSettings:
             for others, so that it learns to copy what it has not met (`rewording`).
         end_token: end each dialogue with a user turn that is the end-of-dialogue token.
         base: checkpoint to start from (folder or hub id); "" starts from scratch at ``size``.
-        size: a name in `models.SIZES`; vocab_size: of the tokenizer trained along; architecture: a
-            name in `models.ARCHITECTURES`.
+        size: a name in `from_scratch.SIZES`; vocab_size: of the tokenizer trained along; architecture: a
+            name in `from_scratch.ARCHITECTURES`.
         lora: rank of LoRA adapters, merged at the end; 0 trains all weights.
         epochs, max_steps: length; max_steps > 0 wins.
         batch: dialogues a step, over all processes; micro_batch: of these, how many a process
