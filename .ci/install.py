@@ -72,6 +72,7 @@ def main(venv: Path, stamp: Path) -> int:
         print(f"installing {TORCH}{f' from {index}' if index else ''}, then the rest", flush=True)
         call(*pip, "--no-deps", *where, TORCH)
         call(*pip, "-c", "constraints.txt", "-e", EXTRAS)
+        call(str(python), "-m", "usp_lab.compiled")  # or every process that draws a map would
         stamp.touch()
         lock.truncate(0)
         print(f"installed in {time.time() - started:.0f} s", flush=True)

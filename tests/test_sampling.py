@@ -8,6 +8,7 @@ import pytest
 from scipy.stats import multivariate_normal, spearmanr
 from sklearn.base import clone
 
+from usp_lab.compiled import umap_class
 from usp_lab.errors import UspError
 from usp_lab.profiles import Profile
 from usp_lab.sampling import KINDS, ProfileSampler
@@ -186,3 +187,10 @@ def test_a_map_learned_from_a_part_places_the_rest():
     assert sampler.coordinates_ == pytest.approx(sampler.transform(vectors))
     with pytest.raises(UspError, match="learn_from=3; "):
         ProfileSampler(reducer="pca", learn_from=3).fit(vectors)
+
+
+def test_what_umap_compiles_is_kept_between_processes():
+    from umap import umap_
+
+    umap_class()
+    assert umap_.smooth_knn_dist.stats.cache_path  # which the library itself caches nowhere

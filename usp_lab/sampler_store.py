@@ -13,6 +13,7 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
 from usp_lab.attributes import LatentClasses
+from usp_lab.compiled import umap_class
 from usp_lab.density import BinnedKDE
 from usp_lab.errors import UspError
 from usp_lab.files import sha256_of, whole_folder
@@ -91,6 +92,7 @@ def load(folder: Path, trusted: bool = False, encoder: str | None = None) -> tup
         elif trusted and (folder / _MAP).exists():
             import joblib
 
+            umap_class()  # so that what it compiles is kept
             place = joblib.load(folder / _MAP)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as e:
         raise UspError(f"{folder} holds no sampler that can be read ({e}); save it again") from e

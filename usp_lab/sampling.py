@@ -24,6 +24,7 @@ from sklearn.preprocessing import StandardScaler
 
 from usp_lab import sampler_store
 from usp_lab.attributes import LatentClasses, attributes
+from usp_lab.compiled import umap_class
 from usp_lab.density import BinnedKDE
 from usp_lab.errors import UspError
 from usp_lab.profiles import split_profile
@@ -152,10 +153,8 @@ class ProfileSampler(BaseEstimator):
     def _reducer(self, n: int):
         if self.reducer == "pca":
             return PCA(self.n_components, svd_solver="full")
-        from umap import UMAP
-
         near = self.neighbors or min(15, n - 1)
-        return UMAP(near, self.n_components, min_dist=self.min_dist, densmap=self.reducer == "densmap", random_state=self.random_state, n_jobs=1)  # fmt: skip
+        return umap_class()(near, self.n_components, min_dist=self.min_dist, densmap=self.reducer == "densmap", random_state=self.random_state, n_jobs=1)  # fmt: skip
 
     def _vectors(self, X: Sequence[str] | np.ndarray, mean: np.ndarray | None = None) -> np.ndarray:
         if not isinstance(X, np.ndarray):
