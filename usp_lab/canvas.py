@@ -126,8 +126,7 @@ def save_figure(
     stem = Path(stem)
     meta = {str(k): str(v) for k, v in sorted((meta or {}).items())}
     if fig.get_layout_engine() is not None:  # each run of it may move things by a hair
-        fig.draw_without_rendering()
-        fig.set_layout_engine("none")
+        _settle(fig)
     described = {"Description": json.dumps(meta, ensure_ascii=False)} if meta else {}
     dateless = {"Date": None, "Creator": None}
     tags = {"png": {**meta, "Software": None}, "svg": {**described, **dateless}}
@@ -142,10 +141,16 @@ def save_figure(
     return paths
 
 
-def _save(fig: Figure, target: Path | io.BytesIO, kind: str, tags: dict, dpi: int) -> None:
-    room = {"bbox_inches": "tight", "pad_inches": 0.1}
+def _settle(fig: Figure) -> None:
+    fig.draw_without_rendering()
     with style.context(STYLE, after_reset=True):
-        fig.savefig(target, format=kind, dpi=dpi, metadata=tags, **room)
+        fig.set_layout_engine(None)  # "none" keeps a place for one, and each save draws once more
+
+
+def _save(fig: Figure, target: Path | io.BytesIO, kind: str, tags: dict, dpi: int) -> None:
+    with style.context(STYLE, after_reset=True):
+        room = fig.get_tightbbox().padded(0.1)  # for "tight", savefig draws everything once more
+        fig.savefig(target, format=kind, dpi=dpi, metadata=tags, bbox_inches=room)
 
 
 def looks(arms: Iterable[str]) -> dict[str, Look]:
@@ -188,8 +193,7 @@ def as_plot(columns: str, text: str = "", floats: str = "low high") -> Callable:
             table = table.astype({c: kind for c, kind in kinds.items() if c in table})
             with style.context(STYLE, after_reset=True):
                 fig = draw(table) if len(table) else _empty()
-                fig.draw_without_rendering()  # ticks are made here, in our style
-                fig.set_layout_engine("none")
+                _settle(fig)  # ticks are made here, in our style
             return fig
 
         return plot

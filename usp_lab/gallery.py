@@ -1,15 +1,20 @@
 """The canonical figures: every saved figure drawn again from its table, and an index that says where each came from."""
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
+from joblib import Parallel, cpu_count, delayed
+from matplotlib.figure import Figure
 
 from usp_lab.errors import UspError
 from usp_lab.files import atomic
 from usp_lab.plots import save_figure
 from usp_lab.record import read_json
+
+_HASHES = ("data_fingerprint", "code", "parameters_hash")  # of a manifest
+_WORTH = 8  # figures that take as long as one more process takes to start
 
 
 def rebuild(sources: Sequence[Path], folder: Path) -> pd.DataFrame:
@@ -26,42 +31,38 @@ def rebuild(sources: Sequence[Path], folder: Path) -> pd.DataFrame:
         UspError: a table is missing, or the function that drew it no longer exists.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows, jobs = [], []
     for source in sources:
         manifest = read_json(source / "manifest.json") or {}
+        notebook = manifest.get("notebook")
+        hashes = {k: str(manifest[k]) for k in _HASHES if manifest.get(k)}
         for f in manifest.get("figures", []):
-            table, (module, _, function) = source / f["table"], f["function"].rpartition(".")
+            table = source / f["table"]
             if not table.exists():
                 raise UspError(
-                    f"figure {f['name']} needs {table}, which is missing; execute {manifest['notebook']} again"
+                    f"figure {f['name']} needs {table}, which is missing; execute {notebook} again"
                 )
-            draw = vars(importlib.import_module(module)).get(function)
-            if draw is None:
+            if _function(f["function"]) is None:
                 raise UspError(
-                    f"figure {f['name']} was drawn by {f['function']}, which no longer exists; execute {manifest['notebook']} again"
+                    f"figure {f['name']} was drawn by {f['function']}, which no longer exists; execute {notebook} again"
                 )
-            stem = f"{manifest['notebook']}-{f['name']}"
-            hashes = {
-                k: str(manifest.get(k, ""))
-                for k in ("data_fingerprint", "code", "parameters_hash")
-                if manifest.get(k)
-            }
-            save_figure(
-                draw(pd.read_parquet(table)),
-                folder / stem,
-                meta={"notebook": manifest["notebook"], **hashes},
+            named = {"name": f["name"], "file": f"{notebook}-{f['name']}", "caption": f["caption"]}
+            rows.append({"notebook": notebook, **named, "function": f["function"], **hashes})
+            jobs.append(
+                (f["function"], table, folder / named["file"], {"notebook": notebook, **hashes})
             )
-            rows.append(
-                {
-                    "notebook": manifest["notebook"],
-                    "name": f["name"],
-                    "file": stem,
-                    "caption": f["caption"],
-                    "function": f["function"],
-                    **hashes,
-                }
-            )
+    workers = max(1, min(cpu_count(), len(jobs) // _WORTH))
+    Parallel(workers)(delayed(_draw)(*job) for job in jobs)
     return pd.DataFrame(rows)
+
+
+def _function(path: str) -> Callable[[pd.DataFrame], Figure] | None:
+    module, _, function = path.rpartition(".")
+    return vars(importlib.import_module(module)).get(function)
+
+
+def _draw(function: str, table: Path, stem: Path, meta: dict[str, str]) -> None:
+    save_figure(_function(function)(pd.read_parquet(table)), stem, meta=meta)
 
 
 def write_index(figures: pd.DataFrame, folder: Path) -> Path:
@@ -71,9 +72,7 @@ def write_index(figures: pd.DataFrame, folder: Path) -> Path:
         lines += [f"## {notebook}", ""]
         for f in part.to_dict("records"):
             source = ", ".join(
-                f"{k.replace('_', ' ')} `{str(f[k])[:12]}`"
-                for k in ("data_fingerprint", "code", "parameters_hash")
-                if f.get(k)
+                f"{k.replace('_', ' ')} `{str(f[k])[:12]}`" for k in _HASHES if f.get(k)
             )
             lines += [
                 f"![{f['name']}]({f['file']}.png)",
