@@ -5,6 +5,7 @@ only the rest is computed, so that results are those of computing everything ane
 different times: others join those that are still being written, so that the batch stays full.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import closing
 from threading import RLock
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 
 from usp_lab.decoding import Sampling
 from usp_lab.kv_rows import KeyValueRows
-from usp_lab.streams import Stream
+from usp_lab.streams import Stream, chains
 
 
 def attention_mask(model: PreTrainedModel, seen: torch.BoolTensor) -> torch.Tensor:
@@ -77,6 +78,9 @@ class LocalEngine:
     ) -> list[list[int]]:
         """Continue each prompt to its first stop token, which the result includes, or to the limit.
 
+        Where there are more than ``batch_size``, prompts that begin with one another (turns of one
+        dialogue) follow each other in one row, so that what they share is computed once.
+
         With seeds, a row does not depend on its neighbours in fp32; without, torch's global
         generator gives them. In bf16 rounding depends on the batch's shape, and about 3 greedy
         tokens in 1,000 do.
@@ -87,16 +91,25 @@ class LocalEngine:
         n, out = len(prompts), {}
         if seeds is None:
             seeds = torch.randint(2**62, (n,)).tolist()
+        left = chains(prompts, math.ceil(n / self.batch_size))  # each of them has a row in turn
+        others = iter(range(self.batch_size, len(left)))
         with (
             closing(self.stream(sampling)) as stream,
             tqdm(total=n, unit="turn", delay=5, leave=False, disable=n <= self.batch_size) as bar,
         ):
-            stream.add(range(n), prompts, seeds)
+            stream.check(prompts)
+            firsts = [chain[0] for chain in left[: self.batch_size]]
+            stream.add(range(len(firsts)), [prompts[i] for i in firsts], [seeds[i] for i in firsts])
             while stream:
-                for i, turn in stream.go_on():
-                    out[i] = turn
-                    stream.leave(i)
+                for c, turn in stream.go_on():
+                    out[left[c].pop(0)] = turn
                     bar.update()
+                    if not left[c]:
+                        stream.leave(c)
+                        c = next(others, None)
+                    if c is not None:
+                        i = left[c][0]
+                        stream.add([c], [prompts[i]], [seeds[i]])
         return [out[i] for i in range(n)]
 
     def forward(

@@ -18,6 +18,23 @@ if TYPE_CHECKING:
 _CPU_PREFILL, _GPU_PREFILL = 128, 2048  # tokens read at once: what keeps a device busy
 
 
+def chains(prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
+    """Return the prompts' indices in chains of ``most`` at most, each prompt beginning with the one before it.
+
+    >>> chains([[1, 2], [1], [3], [1, 2, 5]], most=3)
+    [[1, 0, 3], [2]]
+    """
+    out: list[list[int]] = []
+    for i in sorted(range(len(prompts)), key=lambda i: prompts[i]):
+        last = prompts[out[-1][-1]] if out else None
+        goes_on = last is not None and prompts[i][: len(last)] == last
+        if goes_on and len(out[-1]) < most:
+            out[-1].append(i)
+        else:
+            out.append([i])
+    return sorted(out, key=lambda chain: len(prompts[chain[0]]))
+
+
 @dataclass(eq=False)
 class _Turn:
     """A turn under way."""
@@ -53,6 +70,17 @@ class Stream:
     def __len__(self) -> int:
         return len(self._waiting) + len(self._live)
 
+    def check(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Refuse a prompt that leaves no room for ``max_new_tokens`` in the context."""
+        for i, prompt in enumerate(prompts):
+            if self.engine.room(prompt, self.sampling) < 0:
+                most = self.engine.context - self.sampling.max_new_tokens
+                raise UspError(
+                    f"prompt {i} has {len(prompt)} tokens, but a context of {self.engine.context} "
+                    f"less {self.sampling.max_new_tokens} new ones holds {max(most, 0)}; shorten "
+                    "the profile or dialogue, or lower max_new_tokens"
+                )
+
     def add(
         self,
         keys: Sequence[Hashable],
@@ -64,14 +92,7 @@ class Stream:
         Raises:
             UspError: a prompt that leaves no room for ``max_new_tokens`` in the context.
         """
-        for i, prompt in enumerate(prompts):
-            if self.engine.room(prompt, self.sampling) < 0:
-                most = self.engine.context - self.sampling.max_new_tokens
-                raise UspError(
-                    f"prompt {i} has {len(prompt)} tokens, but a context of {self.engine.context} "
-                    f"less {self.sampling.max_new_tokens} new ones holds {max(most, 0)}; shorten "
-                    "the profile or dialogue, or lower max_new_tokens"
-                )
+        self.check(prompts)
         turns = [_Turn(k, list(p), int(s)) for k, p, s in zip(keys, prompts, seeds, strict=True)]
         if len(turns) > self.engine.batch_size:  # neighbours of like length attend to little else
             turns.sort(key=lambda t: len(t.prompt))
