@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from usp_lab import metrics
@@ -49,6 +50,9 @@ def test_mattr() -> None:
     assert metrics.mattr(["a a b"], window=2) == 0.75
     assert metrics.mattr(["a a"], window=2) == 0.5
     assert math.isnan(metrics.mattr(["a"], window=2)) and math.isnan(metrics.mattr([]))
+    tokens = [str(t) for t in np.random.default_rng(0).geometric(0.2, size=200)]
+    windows = [len(set(tokens[i : i + 30])) / 30 for i in range(200 - 30 + 1)]
+    assert metrics.mattr([" ".join(tokens)], window=30) == pytest.approx(np.mean(windows))
 
 
 def test_pairwise_difference() -> None:

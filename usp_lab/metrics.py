@@ -6,7 +6,6 @@ cannot be scored is NaN and never 0.
 
 import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import combinations
@@ -60,17 +59,18 @@ def mattr(turns: Sequence[str], window: int = 50) -> float:
     1.0
     """
     tokens = [w for t in turns for w in words(t)]
-    if len(tokens) < window:
+    n, seen = len(tokens), {}
+    if n < window:
         return math.nan
-    inside = Counter(tokens[:window])
-    types = [len(inside)]
-    for new, old in zip(tokens[window:], tokens, strict=False):
-        inside[new] += 1
-        inside[old] -= 1
-        if not inside[old]:
-            del inside[old]
-        types.append(len(inside))
-    return float(np.mean(types)) / window
+    before = np.empty(n, dtype=int)  # where each token stood last
+    for i, token in enumerate(tokens):
+        before[i], seen[token] = seen.get(token, -1), i
+    # A token is a new type in the windows that hold it and not its former place: count these.
+    place = np.arange(n)
+    first = np.maximum(before + 1, place - window + 1).clip(min=0)
+    last = np.minimum(place, n - window)
+    types = (last - first + 1).clip(min=0).sum()
+    return float(types / (n - window + 1) / window)
 
 
 def pairwise_difference(turns: Sequence[str], pairs: int = 5000, seed: int = 0) -> float:
