@@ -287,8 +287,9 @@ def test_fine_tuning_a_checkpoint(release, tmp_path, monkeypatch, lora, end_toke
     assert simulator.sampling.repetition_penalty == 1.2
     assert (simulator.end_id is not None) == end_token
     assert simulator.engine.stop_ids == UserSimulator.from_pretrained(release).engine.stop_ids
-    assert f"from {release.name}" in (result.path / "README.md").read_text()
-    assert str(release) not in (result.path / "README.md").read_text()
+    card = (result.path / "README.md").read_text()
+    assert f"from {release.name}" in card and "| architecture |" not in card  # the release decides
+    assert str(release) not in card
 
 
 @pytest.mark.parametrize("lora", [0, 2])

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from usp_lab.stats import Estimate
 
 
+_FROM_SCRATCH = ("size", "vocab_size", "architecture")
 _SIMULATES = """Made for research on simulated users. It repeats what its training dialogues contain and must not
 stand in for real people's opinions."""
 
@@ -25,9 +26,11 @@ def _base(s) -> str:
 
 
 def _tables(s, counts: Mapping[str, int]) -> str:
-    """Return counts as a list and settings as a table."""
+    """Return counts as a list and settings as a table, without those that a checkpoint to begin with decides."""
     said = "\n".join(f"- {k}: {v:,}" for k, v in counts.items())
-    settings = "\n".join(f"| {k} | {v} |" for k, v in (asdict(s) | {"base": _base(s)}).items())
+    rows = asdict(s) | {"base": _base(s)}
+    rows = {k: v for k, v in rows.items() if not (s.base and k in _FROM_SCRATCH)}
+    settings = "\n".join(f"| {k} | {v} |" for k, v in rows.items())
     return f"{said}\n\n| setting | value |\n|---|---|\n{settings}"
 
 

@@ -40,7 +40,7 @@ def add_parser(commands) -> None:
         "--simulator",
         required=True,
         metavar="PATH|URL",
-        help=f'folder, hub id or endpoint that speaks as the user, or "{TWIN}", the population\'s own',
+        help=f'folder, hub id, embedded name (usp-tiny) or endpoint that speaks as the user, or "{TWIN}", the population\'s own',
     )
     add(
         "--assistant",
