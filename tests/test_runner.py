@@ -66,13 +66,15 @@ MODULES = {
     "alpha.py": "from usp_lab import gamma\n\n\ndef double(x):\n    return 2 * x\n",
     "beta.py": "def triple(x):\n    from usp_lab.delta import one\n\n    return 3 * x * one\n",
     "gamma.py": 'from importlib import resources\n\ntables = resources.files("usp_lab") / "tables"\n',
-    "delta.py": "one = 1\n",
+    "delta.py": "from importlib import resources\n\none = 1\n"
+    'texts = resources.files("usp_lab") / "texts.toml"\n',
     "stats.py": "from collections import namedtuple\n\n"
     'Estimate = namedtuple("Estimate", "value low high n unit")\n',
     "plots.py": "from matplotlib.figure import Figure\n\n\ndef draw(table):\n    return Figure()\n\n\n"
     "def save_figure(figure, stem, data=None, meta=None):\n"
     '    stem.with_suffix(".svg").write_text(repr(meta))\n',
     "tables/a.toml": "a = 1\n",
+    "texts.toml": "a = 1\n",
     "unused.py": "",
 }
 
@@ -317,6 +319,7 @@ def test_unknown_names_and_bad_data_are_one_sentence(checkout: Checkout, capsys,
         ("run --preset tinny", "did you mean tiny?"),
         ("run --data none.jsonl", "none.jsonl does not exist"),
         ("run --data chats.csv", "unknown type"),
+        ("run --data notebooks", "unknown type"),
         ("run --data bad.jsonl.gz", "not a gzip file"),
         ("run --data empty.jsonl", "is empty"),
         ("run --name ../x", "letters, digits"),
@@ -386,6 +389,9 @@ def test_a_key_changes_with_what_its_notebook_uses(checkout: Checkout):
     touch("usp_lab/delta.py")  # imported inside a function of beta
     assert changed() == {"03_train"}
     before = checkout.keys()
+    touch("usp_lab/texts.toml")  # read by delta
+    assert changed() == {"03_train"}
+    before = checkout.keys()
     touch("usp_lab/tables/a.toml")  # read by gamma, which alpha imports; 03 is downstream of 01
     assert changed() == {"01_data", "03_train"}
     before = checkout.keys()
@@ -413,11 +419,11 @@ def test_dependencies_follow_public_names_strings_and_methods(checkout: Checkout
     assert used("from usp_lab import start") == frame
     assert used("import usp_lab\nusp_lab.load_runs()") == frame - {"record"}
     assert used("from usp_lab import stats, start") == {"stats", *frame}
-    assert used("import usp_lab.beta as b") == {"beta", "delta"}
+    assert used("import usp_lab.beta as b") == {"beta", "delta", "texts"}
     assert used("%timeit 1\n!ls\nrun.figure(f, t)") == {"plots"}
-    assert used('subprocess.run(["python", "-m", "usp_lab.delta"])') == {"delta"}
+    assert used('subprocess.run(["python", "-m", "usp_lab.delta"])') == {"delta", "texts"}
     assert used("import numpy") == set()
-    assert used("x = (3\n     % 2)\nimport usp_lab.delta") == {"delta"}
+    assert used("x = (3\n     % 2)\nimport usp_lab.delta") == {"delta", "texts"}
 
 
 def test_a_data_file_counts_by_content_not_by_place(checkout: Checkout):
@@ -625,7 +631,7 @@ def test_run_then_nothing_then_what_changed(checkout: Checkout, tmp_path: Path, 
     figure = {"name": "draw", "function": "usp_lab.plots.draw", "table": "draw.parquet"}
     assert first["figures"] == [{**figure, "caption": "one dot"}]
     folder = checkout.root / "runs" / "tiny" / "01_data"
-    assert "'data': 'abc'" in (folder / "figures" / "draw.svg").read_text()
+    assert "'data_fingerprint': 'abc'" in (folder / "figures" / "draw.svg").read_text()
     metrics = json.loads((folder / "metrics.json").read_text())
     expected = {"value": 1.5, "low": 1.0, "high": None, "n": 7, "unit": "user"}
     assert metrics == {"ppl": {"usp": expected}}

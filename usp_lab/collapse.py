@@ -87,7 +87,7 @@ def vendi_score(real: np.ndarray, others: np.ndarray) -> Score:
 
 
 def adv_score(intact: np.ndarray, replaced: np.ndarray) -> Score:
-    """Return a score of adv from distances (`diversity.adv_distances`) before and after, shape (n,) each."""
+    """Return a score of adv from distances (`adv.adv_distances`) before and after, shape (n,) each."""
 
     def score(said: np.ndarray, gone: np.ndarray) -> dict[str, float]:
         return {"adv": mean_known(np.where(gone, replaced, intact)[said])}

@@ -6,12 +6,14 @@ cached; here the others are, too. They lie beside the library, or where ``NUMBA_
 
 import sys
 import time
+from functools import cache
 
 import numpy as np
 
 _LIBRARIES = ("umap", "pynndescent")
 
 
+@cache
 def umap_class() -> type:
     """Import UMAP and let numba cache what it compiles of it, where there is a folder to write to."""
     from numba.core.dispatcher import Dispatcher

@@ -27,7 +27,7 @@ def module_files(notebook: Notebook, package: Path) -> list[Path]:
     """Return the package's files that a notebook's results depend on.
 
     These are the modules that its code names, those that these name, and so on, wherever in the
-    source the import stands; and the folders of data that one of them reads by `... / "folder"`.
+    source the import stands; and the files and folders of data that one of them reads by `... / "name"`.
     Public names count for the module that defines them; `__init__.py` holds nothing else and does
     not count.
     """
@@ -47,7 +47,7 @@ def module_files(notebook: Notebook, package: Path) -> list[Path]:
         named, read = _module(path, path.stat().st_mtime_ns)
         todo |= named
         folders |= read
-    data = [p for f in folders for p in (package / f).rglob("*") if p.is_file()]
+    data = [p for f in folders for p in (package / f, *(package / f).rglob("*")) if p.is_file()]
     data = [p for p in data if "__pycache__" not in p.parts]
     return sorted({package / f"{module}.py" for module in seen} | set(data))
 
@@ -69,7 +69,7 @@ def _module(path: Path, _modified: int) -> tuple[frozenset[str], frozenset[str]]
         if isinstance(n, ast.Constant) and isinstance(n.value, str)
     }
     return frozenset(_named(tree, path.parent)), frozenset(
-        n for n in names if (path.parent / n).is_dir()
+        n for n in names if n and (path.parent / n).exists()
     )
 
 

@@ -1,6 +1,6 @@
 """What the population's truth says of facts: texts that are known to support a fact, or known not to.
 
-bags = calibration(corpus.validation)          # to fit `entailment_offline.OfflineScorer` on
+bags = calibration(corpus.validation)          # to fit `likeness.OfflineScorer` on
 labelled = [b for b in bags if b.kind == "request"]
 """
 

@@ -8,10 +8,9 @@ import pandas as pd
 from joblib import Parallel, cpu_count, delayed
 from matplotlib.figure import Figure
 
+from usp_lab.canvas import save_figure
 from usp_lab.errors import UspError
-from usp_lab.files import atomic
-from usp_lab.plots import save_figure
-from usp_lab.record import read_json
+from usp_lab.files import atomic, read_json
 
 _HASHES = ("data_fingerprint", "code", "parameters_hash")  # of a manifest
 _WORTH = 8  # figures that take as long as one more process takes to start
@@ -58,7 +57,10 @@ def rebuild(sources: Sequence[Path], folder: Path) -> pd.DataFrame:
 
 def _function(path: str) -> Callable[[pd.DataFrame], Figure] | None:
     module, _, function = path.rpartition(".")
-    return vars(importlib.import_module(module)).get(function)
+    try:
+        return vars(importlib.import_module(module)).get(function)
+    except ModuleNotFoundError:
+        return None
 
 
 def _draw(function: str, table: Path, stem: Path, meta: dict[str, str]) -> None:
@@ -72,7 +74,9 @@ def write_index(figures: pd.DataFrame, folder: Path) -> Path:
         lines += [f"## {notebook}", ""]
         for f in part.to_dict("records"):
             source = ", ".join(
-                f"{k.replace('_', ' ')} `{str(f[k])[:12]}`" for k in _HASHES if f.get(k)
+                f"{k.replace('_', ' ')} `{str(f[k])[:12]}`"
+                for k in _HASHES
+                if isinstance(f.get(k), str)  # NaN where other notebooks have it
             )
             lines += [
                 f"![{f['name']}]({f['file']}.png)",

@@ -222,7 +222,7 @@ def make_plan(request: Request, *, root: Path | None = None, executing: bool = F
 
 
 def check_data(data: str) -> str | None:
-    """Check a data source as far as its name goes, and return the hash of a file.
+    """Check a data source as far as its name goes, and return the hash of a file or folder.
 
     Raises:
         UspError: no such file, not readable, empty, or of an unknown type.
@@ -235,6 +235,8 @@ def check_data(data: str) -> str | None:
         raise UspError(
             f'--data {data} does not exist; give a file ({suffixes}), "{POPULATION}" or "{HUB}NAME"'
         )
+    if path.is_dir() and any(p.name.endswith(DATA_SUFFIXES) for p in path.iterdir()):
+        return sha256_of(path)
     if not path.is_file() or not path.name.endswith(DATA_SUFFIXES):
         raise UspError(f"--data {data} is of an unknown type; give a file that ends in {suffixes}")
     if path.stat().st_size == 0:

@@ -32,7 +32,7 @@ def adv_curves(table: pd.DataFrame) -> Figure:
 
     Args:
         table: arm, percentile (0 to 100), value (distance, 0 up), low, high, n (dialogues), as
-            `diversity.adv_curves` gives them.
+            `adv.adv_curves` gives them.
     """
     look = looks(table["arm"])
     behind = [a for a in look if a in REFERENCES]

@@ -41,7 +41,7 @@ INNER, FINISHED, ASKED = ".record.json", ".done.json", ".run.json"  # hidden fil
 # Entries of the manifest that are the runner's own.
 RESERVED = set(
     "notebook title preset name status key execution parameters seed source inputs tables figures "
-    "code modules upstream git python versions started ended seconds".split()
+    "code parameters_hash modules upstream git python versions started ended seconds".split()
 )
 
 
@@ -49,17 +49,13 @@ def pick_device() -> tuple[str, str]:
     """Return the device to compute on and why; import torch just where there may be a GPU."""
     if importlib.util.find_spec("torch") is None:
         return "cpu", "torch is not installed"
-    mac = sys.platform == "darwin"
-    if not mac and not any(
-        Path(p).exists() for p in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
-    ):
+    devices = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
+    if not any(Path(p).exists() for p in devices):
         return "cpu", "no GPU found"
     import torch
 
     if torch.cuda.is_available():
         return "cuda", torch.cuda.get_device_name(0)
-    if mac and torch.backends.mps.is_available():
-        return "mps", "Apple GPU"
     return "cpu", f"torch {torch.__version__} sees no usable GPU"
 
 
@@ -205,9 +201,9 @@ class Run:
             or self.params.get("data", POPULATION)
         )
         hashes = {
-            "parameters": self._asked["parameters_hash"],
+            "parameters_hash": self._asked["parameters_hash"],
             "code": self._asked["code"],
-            "data": data,
+            "data_fingerprint": data,
         }
         plots.save_figure(
             figure,

@@ -213,6 +213,7 @@ def make_manifest(plan: Plan, entry: Entry, asked: dict, inner: dict, started: f
         "tables": inner["tables"],
         "figures": inner["figures"],
         "code": entry.code,
+        "parameters_hash": entry.parameters_hash,
         "modules": list(entry.modules),
         "upstream": asked["upstream_executions"],
         "git": asked["git"],
