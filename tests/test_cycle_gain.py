@@ -55,8 +55,10 @@ def test_gains_are_paired_by_seed_and_profile():
     assert none["low"] < 0 < none["high"]
     # What would have been seen is about what it takes: noise of .1 sqrt(2) over 90 pairs.
     assert none["detectable"] == pytest.approx(2.8 * 0.1 * math.sqrt(2 / 90), rel=0.35)
-    with pytest.raises(UspError, match="one dialogue of usp and one of usp_rlcc"):
-        gains(frame(0.2).query("arm == 'usp'"), ["truth"])
+    one_short, one_twice = frame(0.2).iloc[:-1], pd.concat([frame(0.2), frame(0.2).iloc[:1]])
+    for bad in (frame(0.2).query("arm == 'usp'"), one_short, one_twice):
+        with pytest.raises(UspError, match="one dialogue of usp and one of usp_rlcc"):
+            gains(bad, ["truth"])
 
 
 def test_gains_by_weight_and_levels_keep_groups_apart():

@@ -180,9 +180,8 @@ def policy(base) -> Policy:
 
 
 def test_rollouts_are_what_a_simulator_says_and_only_drawn_tokens_learn(policy):
-    counts = Counter()
-    rollouts = roll_out(policy, Echo(), TARGETS[:3] + TARGETS[:1], range(4), 3, 400, 0, counts)
-    assert counts["rollouts"] == 4 and counts["failed"] == 0 and counts["turns"] >= 4
+    rollouts = roll_out(policy, Echo(), TARGETS[:3] + TARGETS[:1], range(4), 3, 400, 0)
+    assert not any(r.error or r.tried_again or r.cut for r in rollouts)
     assert rollouts[0].dialogue.user_turns != rollouts[3].dialogue.user_turns  # another draw
     eot = policy.tokenizer.get_vocab()["<|eot_id|>"]
     for r, t in zip(rollouts, TARGETS[:3], strict=False):
@@ -199,15 +198,16 @@ def test_rollouts_are_what_a_simulator_says_and_only_drawn_tokens_learn(policy):
         told = policy.tokenizer.decode(others, skip_special_tokens=True)
         assert heard.replace(" ", "") == re.sub(r"assistant|user|\s", "", told)
         assert not any(on for on, turn in zip(r.mask, r.turn, strict=True) if turn < 0)
-    assert 0 <= counts["turns retokenised"] <= counts["turns"]
+    assert all(0 <= r.retokenised <= r.dialogue.n_turns for r in rollouts)
 
 
 def test_long_rollouts_are_cut_at_a_whole_turn(policy):
-    (whole,), counts = roll_out(policy, Echo(), TARGETS[:1], [7], 3, 10**6, 0, Counter()), Counter()
+    (whole,) = roll_out(policy, Echo(), TARGETS[:1], [7], 3, 10**6, 0)
     limit = len(whole.prompt) + len(whole.ids) - 1
-    (cut,) = roll_out(policy, Echo(), TARGETS[:1], [7], 3, limit, 0, counts)
+    (cut,) = roll_out(policy, Echo(), TARGETS[:1], [7], 3, limit, 0)
     assert (
-        counts["cut"] == 1
+        cut.cut
+        and not whole.cut
         and cut.ids == whole.ids[: len(cut.ids)]
         and len(cut.ids) < len(whole.ids)
     )
@@ -226,10 +226,9 @@ def test_failed_dialogues_are_tried_again_and_counted(policy, monkeypatch):
         return [d.model_copy(update={"stop": FAILED, "error": "no answer"}) if d.id in broken else d for d in out]  # fmt: skip
 
     monkeypatch.setattr(module, "simulate", flaky)
-    counts = Counter()
-    first, second, third = roll_out(policy, Echo(), TARGETS[:3], range(3), 2, 400, 0, counts)
+    first, second, third = roll_out(policy, Echo(), TARGETS[:3], range(3), 2, 400, 0)
     assert calls == [["t0/0", "t1/1", "t2/2"], ["t0/0", "t1/1"], ["t1/1"]]
-    assert (counts["failed"], counts["tried again"], counts["rollouts"]) == (1, 3, 3)
+    assert [r.tried_again for r in (first, second, third)] == [1, 2, 0]
     assert first.dialogue and third.dialogue and second.dialogue is None
     assert second.error == "no answer" and not any(second.mask) and second.ids
 
@@ -277,6 +276,16 @@ def test_every_dialogue_and_look_is_on_record(whole):
     assert "f00d" in card and "| lam | 0.8 |" in card and "rollouts: 32" in card
     assert UserSimulator.from_pretrained(whole.path, max_new_tokens=4).generate([TARGETS[0].messages], [0])  # fmt: skip
     assert not (whole.path / "checkpoints").exists()
+
+
+def test_another_setting_in_the_same_folder_begins_anew(base, tmp_path):
+    run(base, tmp_path, steps=1, evals=1)
+    log = tmp_path / "guards.jsonl"
+    log.write_text(json.dumps(lines(log)[0] | {"ppl": 1e-9}) + "\n")  # nothing would be in bounds
+    result = run(base, tmp_path, steps=2, evals=1)
+    looks = lines(log)
+    assert [h["step"] for h in looks] == [0, 2] and looks[0]["ppl"] > 1
+    assert result.counts["rollouts"] == 16
 
 
 def test_it_learns_what_is_rewarded(base, tmp_path):
@@ -361,6 +370,7 @@ t.run(Path({str(base)!r}), Path({str(tmp_path / "m")!r}), stop_rule=False)
     assert not (tmp_path / "m" / "training.json").exists()
     result = run(base, tmp_path / "m", stop_rule=False)
     assert result.resumed_from == 2 and same(result.path, whole.path)
+    assert result.counts == whole.counts  # of the steps before the kill, too
     for name in ("rollouts.jsonl", "guards.jsonl"):
         for a, b in zip(*(lines(p / name) for p in (result.path, whole.path)), strict=True):
             assert a == {k: pytest.approx(v, abs=1e-9, nan_ok=True) if isinstance(v, float) else v for k, v in b.items()} or "human" in a  # fmt: skip
@@ -386,6 +396,8 @@ t.run(Path({str(base)!r}), Path({str(tmp_path)!r}) / "m", stop_rule=False)
     rows = lines(tmp_path / "m" / "rollouts.jsonl")
     assert len(rows) == 32 and len({r["number"] for r in rows}) == 32
     assert len({r["turns"] for r in rows}) > 1  # ragged
+    counts = json.loads((tmp_path / "m" / "training.json").read_text())["counts"]
+    assert counts["rollouts"] == 32 and counts["turns"] == sum(r["turns"] for r in rows)
     assert [h["n"] for h in lines(tmp_path / "m" / "guards.jsonl")] == [len(VALIDATION)] * 3
 
 

@@ -98,11 +98,12 @@ def gains(
     Raises:
         UspError: a seed and profile that has not one dialogue of each arm.
     """
-    wide = table.pivot(index=["seed", "target"], columns="arm", values=list(judges))
-    if {"usp", "usp_rlcc"} - set(table["arm"]) or len(wide) != (table["arm"] == "usp").sum():
+    there = table.groupby(["seed", "target", "arm"]).size().unstack("arm", fill_value=0)
+    if not (there.reindex(columns=["usp", "usp_rlcc"], fill_value=0) == 1).all(axis=None):
         raise UspError(
             "each seed and profile needs one dialogue of usp and one of usp_rlcc to be compared"
         )
+    wide = table.pivot(index=["seed", "target"], columns="arm", values=list(judges))
     rows, items = [], [f"{s}/{t}" for s, t in wide.index]
     for judge in judges:
         after, before = (wide[judge, arm].to_numpy(float) for arm in ("usp_rlcc", "usp"))

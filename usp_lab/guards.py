@@ -7,9 +7,8 @@ beside the loss of real turns. A look is within bounds when no guard has moved f
 
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -29,7 +28,7 @@ BOUNDS = {
     "words_per_turn": ("over", 0.8, 1.25),
     "turns": ("over", 0.7, 1.3),
     "human": ("minus", -0.05, math.inf),
-    "ppl": ("over", 0.0, 1.03),
+    "ppl": ("over", -math.inf, 1.03),
 }
 
 
@@ -48,7 +47,6 @@ class Guards:
     lam: float
     max_turns: int
     seed: int
-    counts: Counter = field(default_factory=Counter)
 
     def look(self, policy: Policy, part: slice = slice(None)) -> list[dict]:
         """Measure on a part of the users (another process takes another); one row a user.
@@ -57,7 +55,7 @@ class Guards:
         """
         targets, numbers = list(self.targets)[part], list(range(len(self.targets)))[part]
         rollouts = roll_out(
-            policy, self.assistant, targets, numbers, self.max_turns, 10**6, self.seed, self.counts
+            policy, self.assistant, targets, numbers, self.max_turns, 10**6, self.seed
         )
         talks = spoken(rollouts, targets)
         terms = self.reward.score([t.profile for t in targets], talks)
@@ -134,7 +132,7 @@ def guard_table(runs: Mapping[str, object]) -> pd.DataFrame:
                 kind, least, most = BOUNDS.get(metric, ("minus", -math.inf, math.inf))
                 start = looks[0][metric]
                 ends = [start + b if kind == "minus" else start * b for b in (least, most)]
-                low, high = (b if math.isfinite(b) and b > 0 else math.nan for b in ends)
+                low, high = (b if math.isfinite(b) else math.nan for b in ends)
                 named = {"run": name, "step": look["step"], "metric": metric}
                 rows.append(
                     named | {"value": look[metric], "least": low, "most": high, "n": look["n"]}

@@ -78,7 +78,15 @@ def _train(targets, validation, assistant, reward, out: Path, s: RlccSettings, k
 
     from usp_lab.guards import Guards
     from usp_lab.models import Device, load_causal_lm, load_tokenizer, quiet_bars
-    from usp_lab.rlcc_trainer import CycleTrainer, Looks, kept, stopped
+    from usp_lab.rlcc_trainer import (
+        GUARDS,
+        ROLLOUTS,
+        CycleTrainer,
+        Looks,
+        counted,
+        kept,
+        stopped,
+    )
     from usp_lab.trainer import Bar, last_checkpoint, prepare_folder, quiet
 
     out.mkdir(parents=True, exist_ok=True)
@@ -87,6 +95,9 @@ def _train(targets, validation, assistant, reward, out: Path, s: RlccSettings, k
     with args.main_process_first(local=False):
         if args.process_index == 0:
             prepare_folder(folder, key)
+            if last_checkpoint(folder)[0] is None:  # what an earlier run left is of other settings
+                for log in (ROLLOUTS, GUARDS):
+                    (out / log).unlink(missing_ok=True)
             (out / FINAL).unlink(missing_ok=True)
     last, state = last_checkpoint(folder)
     tokenizer = load_tokenizer(s.base, "user")
@@ -119,7 +130,8 @@ def _train(targets, validation, assistant, reward, out: Path, s: RlccSettings, k
         trainer.accelerator.wait_for_everyone()
         step = kept(looks.history) if s.stop_rule else looks.history[-1]["step"]
         why = stopped(looks.history) if s.stop_rule else ""
-        result = RlccResult(out, step, why, dict(trainer.counts), state.get("global_step", 0))
+        counts = counted(out / ROLLOUTS)  # of all processes, and of what was done before a kill
+        result = RlccResult(out, step, why, counts, state.get("global_step", 0))
         _save(
             trainer,
             tokenizer,
@@ -198,7 +210,8 @@ def _key(targets, validation, assistant, reward: "CycleReward", s: RlccSettings)
     digest.update(weights_digest(s.base))
     for dialogues in (targets, validation):
         for d in dialogues:
-            digest.update(json.dumps([d.id, d.profile]).encode() + b"\n")
+            told = [d.id, d.profile] if dialogues is targets else [d.id, d.profile, d.messages]
+            digest.update(json.dumps(told).encode() + b"\n")
         digest.update(b"\n")
     return digest.hexdigest()[:16]
 

@@ -6,7 +6,6 @@ neither hang nor drop. What TRL marks as experimental (``rollout_func``) is used
 
 import json
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,7 +54,7 @@ class CycleTrainer(GRPOTrainer):
         **kwargs,
     ) -> None:
         self.rlcc, self.targets, self.assistant = settings, targets, assistant
-        self.reward, self.guards, self.out, self.counts = reward, guards, out, Counter()
+        self.reward, self.guards, self.out = reward, guards, out
         self._turns: tuple[list[Rollout], list[Terms]] = ([], [])
         super().__init__(
             reward_funcs=_given, rollout_func=lambda prompts, trainer: trainer._roll_out(prompts), **kwargs
@@ -89,7 +88,7 @@ class CycleTrainer(GRPOTrainer):
         numbers = list(range(first, first + len(prompts)))
         with self.policy() as policy:
             rollouts = roll_out(
-                policy, self.assistant, targets, numbers, s.max_turns, s.max_length, s.seed, self.counts, s.retries
+                policy, self.assistant, targets, numbers, s.max_turns, s.max_length, s.seed, s.retries
             )  # fmt: skip
         terms = self.reward.score([t.profile for t in targets], spoken(rollouts, targets))
         self._turns = rollouts, terms
@@ -119,6 +118,9 @@ class CycleTrainer(GRPOTrainer):
                 "turns": r.dialogue.n_turns if r.dialogue else 0,
                 "stop": r.dialogue.stop if r.dialogue else "failed",
                 "error": r.error or one.error,
+                "tried_again": r.tried_again,
+                "retokenised": r.retokenised,
+                "cut": r.cut,
                 "reflected": one.reflected,
             }
             for t, n, r, one in zip(targets, numbers, rollouts, terms, strict=True)
@@ -190,6 +192,15 @@ class CycleTrainer(GRPOTrainer):
             parts.append(pad(own, (0, logits_to_keep - own.shape[1])))
         logps = torch.cat(parts)[order.argsort()]
         return logps, -logps.detach() if compute_entropy else None, None
+
+
+def counted(log: Path) -> dict[str, int]:
+    """Sum up a log of rollouts: dialogues, those that failed for good, how often one was tried again, ..."""
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    counts = {"rollouts": len(rows), "failed": sum(r["stop"] == "failed" for r in rows)}
+    named = {"tried again": "tried_again", "cut": "cut", "turns": "turns"}
+    named["turns retokenised"] = "retokenised"
+    return counts | {name: sum(r[key] for r in rows) for name, key in named.items()}
 
 
 def _given(prompts, completions, given, **kwargs) -> list[float | None]:

@@ -7,7 +7,7 @@ they are counted.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from usp_lab.chat import Utterance, trained_mask
 from usp_lab.data import Dialogue
@@ -35,6 +35,9 @@ class Rollout:
         mask: of ``ids``, 1 where the policy drew the token.
         turn: of ``ids``, which user turn a token belongs to, -1 for none.
         error: why it failed.
+        tried_again: how often.
+        retokenised: its user turns whose text has other tokens than were drawn.
+        cut: whether not all of it fits.
     """
 
     dialogue: Simulated | None
@@ -43,6 +46,9 @@ class Rollout:
     mask: list[int]
     turn: list[int]
     error: str = ""
+    tried_again: int = 0
+    retokenised: int = 0
+    cut: bool = False
 
 
 def roll_out(
@@ -53,7 +59,6 @@ def roll_out(
     max_turns: int,
     max_length: int,
     seed: int,
-    counts: Counter,
     retries: int = 2,
 ) -> list[Rollout]:
     """Let the policy talk about every target once; what fails is tried again.
@@ -65,8 +70,6 @@ def roll_out(
         max_turns: user turns at the most.
         max_length: tokens of a dialogue at the most; the loss ends there, at a whole turn.
         seed: of the run.
-        counts: takes up ``rollouts``, ``failed`` (of these, for good), ``tried again``, ``cut``,
-            ``turns``, ``turns retokenised``.
         retries: how often a failed dialogue is tried again.
 
     Returns:
@@ -81,6 +84,7 @@ def roll_out(
         n: t.model_copy(update={"id": f"{t.id}/{n}"}) for n, t in zip(numbers, targets, strict=True)
     }
     done: dict[int, Simulated] = {}
+    again: Counter[int] = Counter()
     for attempt in range(retries + 1):
         talks = simulate(
             policy,
@@ -95,11 +99,9 @@ def roll_out(
         waiting = {n: t for n, t in waiting.items() if done[n].stop == FAILED}
         if not waiting:
             break
-        counts["tried again"] += len(waiting) if attempt < retries else 0
-    counts["rollouts"] += len(targets)
-    counts["failed"] += len(waiting)
+        again.update(list(waiting) if attempt < retries else ())
     return [
-        _encoded(policy, t, done[n], max_length, counts)
+        replace(_encoded(policy, t, done[n], max_length), tried_again=again[n])
         for n, t in zip(numbers, targets, strict=True)
     ]
 
@@ -112,7 +114,7 @@ def spoken(rollouts: Sequence[Rollout], targets: Sequence[Dialogue]) -> list[Dia
     ]
 
 
-def _encoded(policy: Policy, target: Dialogue, d: Simulated, most: int, counts: Counter) -> Rollout:
+def _encoded(policy: Policy, target: Dialogue, d: Simulated, most: int) -> Rollout:
     start = policy.start(target)
     prompt = policy.prompt(start)
     eot = policy.tokenizer.get_vocab()["<|eot_id|>"]
@@ -121,11 +123,10 @@ def _encoded(policy: Policy, target: Dialogue, d: Simulated, most: int, counts: 
         return Rollout(None if d.stop == FAILED else d, prompt, [eot], [0], [-1], error)
     rendered, mask = trained_mask(policy.tokenizer, [*start, *d.messages])
     drawn = [m["meta"]["ids"] for m in d.messages if m["role"] == "user"]
-    ids, learned, turn, ends, at = [], [], [], [], 0
+    ids, learned, turn, ends, at, others = [], [], [], [], 0, 0
     for k, ((a, b), own) in enumerate(zip(runs(mask), drawn, strict=True)):
         closed = own if own[-1] in policy.engine.stop_ids else [*own, eot]  # the limit cut it off
-        counts["turns"] += 1
-        counts["turns retokenised"] += closed != rendered[a:b]
+        others += closed != rendered[a:b]
         ids += rendered[at:a] + closed
         learned += [0] * (a - at) + [1] * len(own) + [0] * (len(closed) - len(own))
         turn += [-1] * (a - at) + [k] * len(closed)
@@ -133,7 +134,7 @@ def _encoded(policy: Policy, target: Dialogue, d: Simulated, most: int, counts: 
         at = b
     first = len(prompt)
     end = max([e for e in ends if e <= most], default=first)
-    counts["cut"] += end < ends[-1]
+    counts = {"retokenised": others, "cut": end < ends[-1]}
     if end == first:  # not even the opening fits
-        return Rollout(d, prompt, [eot], [0], [-1])
-    return Rollout(d, ids[:first], ids[first:end], learned[first:end], turn[first:end])
+        return Rollout(d, prompt, [eot], [0], [-1], **counts)
+    return Rollout(d, ids[:first], ids[first:end], learned[first:end], turn[first:end], **counts)
