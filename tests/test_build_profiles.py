@@ -84,6 +84,23 @@ def test_failures_are_recorded_counted_and_tried_again(tmp_path):
     assert {d.id for d in built.corpus.all} == {f"d{i}" for i in range(8)}
 
 
+def test_a_retry_that_was_cut_off_goes_on(tmp_path):
+    some = Counting(fails=("d1", "d5"))
+    build_profiles(corpus(8), extractor=some, out=tmp_path / "set", progress=False)
+
+    class Stopped(Counting):
+        def extract(self, dialogues):
+            if self.seen:
+                raise KeyboardInterrupt
+            return super().extract(dialogues)
+
+    with pytest.raises(KeyboardInterrupt):
+        build_profiles(corpus(8), extractor=Stopped(batch=1), out=tmp_path / "set", progress=False)
+    again = Counting()
+    built = build_profiles(corpus(8), extractor=again, out=tmp_path / "set", progress=False)
+    assert len(again.seen) == 1 and not built.failures and len(built.corpus) == 8
+
+
 def test_all_failing_leaves_no_data_set_and_says_why(tmp_path):
     every = Counting(fails=tuple(f"d{i}" for i in range(8)))
     built = build_profiles(corpus(8), extractor=every, out=tmp_path / "set", progress=False)

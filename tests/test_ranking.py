@@ -104,6 +104,7 @@ def test_annoyance_is_read_from_words_and_from_silence_by_what_is_unmet():
         "says goodbye first": (spoken(["a", "ok bye"], [unmet] * 2, "end token"), (0, 1)),
         "says goodbye": (spoken(["a", "thanks, bye"], [unmet] * 2, "closing"), (0, 1)),
         "is cut off": (spoken(["a"], [unmet], "max turns"), (0, 0)),
+        "never speaks": (spoken([], [], "left"), (1, 1)),
     }
     for name, (d, wanted) in cases.items():
         row = outcomes({("usp", "good"): [d]}, {"usp": [told("brew")]}, Says()).iloc[0]

@@ -69,7 +69,10 @@ def test_two_seeds_differ_and_one_repeats(capsys, tmp_path):
 def test_models_and_files(capsys, tmp_path):
     model, targets = look_alike(tmp_path / "USP"), tmp_path / "targets.jsonl"
     said = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
-    rows = [{"profile": "You like tea."}, {"id": "b", "profile": "You talk.", "messages": said}]
+    rows = [
+        {"profile": "You like tea.", "user_id": 7},
+        {"id": "b", "profile": "You talk.", "messages": said},
+    ]
     targets.write_text("".join(json.dumps(r) + "\n" for r in rows))
     args = ["simulate", "--simulator", model, "--assistant", "scripted:good", "--targets", targets]
     args += ["--max-turns", 2, "--simulator-max-new-tokens", 8, "--out", tmp_path / "d.jsonl"]
@@ -84,7 +87,8 @@ def test_models_and_files(capsys, tmp_path):
     targets.write_text('{"profile": "You."}\n{"messages": 3}\n')
     assert "targets.jsonl, line 2, field messages" in refused(capsys, *args)
     args[-1] = tmp_path / "e.jsonl"
-    assert run(capsys, *args, "--on-bad", "skip")[0] == 0
+    code, _, said = run(capsys, *args, "--on-bad", "skip")
+    assert code == 0 and "skipped 1 rows: " in said
     assert len(args[-1].read_text().splitlines()) == 1
     long = tmp_path / "long.jsonl"
     long.write_text(json.dumps({"profile": "You like walking. " * 400}) + "\n")

@@ -150,10 +150,10 @@ class PushbackReader:
         found = self.model_.predict(flat).tolist() if flat else []
         hits, counts, row = [], [], 0
         for d in dialogues:
-            n = d.n_turns - 1
+            n = max(d.n_turns - 1, 0)
             hits.append(float(sum(found[row : row + n])))
-            counts.append(max(n, 0))
-            row += max(n, 0)
+            counts.append(n)
+            row += n
         return hits, counts
 
 

@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 from usp_lab.data import SPLITS, Corpus, Dialogue, write_dataset
 from usp_lab.errors import UspError
 from usp_lab.extract_rules import Extracted, RuleExtractor
+from usp_lab.files import atomic
 from usp_lab.polish import NotPolished, Polisher, TemplatePolisher
 from usp_lab.profile_store import ProfileStore, Record, read_records
 
@@ -253,7 +254,9 @@ def _finished(folder: Path, lines: Path, run: str, sources: dict[str, str]) -> P
         store = ProfileStore(folder / RECORDS, run, sources)
         if sources.keys() <= store.done.keys():
             return store
-        shutil.copy(folder / RECORDS, lines)
+        if not lines.exists():  # else an earlier retry was cut off: it holds these and more
+            with atomic(lines) as part:
+                shutil.copy(folder / RECORDS, part)
     return None
 
 

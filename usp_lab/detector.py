@@ -161,6 +161,8 @@ def _kept(path: str | Path) -> dict[str, float]:
     if not Path(source).is_dir():
         try:
             file = Path(huggingface_hub.hf_hub_download(source, FILE))
+        except huggingface_hub.errors.LocalEntryNotFoundError as e:  # connection lost
+            raise UspError(models.not_loaded(path, "AI detector", e)) from e
         except huggingface_hub.errors.EntryNotFoundError:
             return {}
     elif not file.is_file():

@@ -38,7 +38,7 @@ class _AtEndpoint:
                 f"arm {name!r} is a language model at an endpoint and none is given; pass "
                 "client=Client(Endpoint(url, model)), or leave this arm out"
             )
-        self.client, self.name = client, name
+        self.client, self.endpoint, self.name = client, client.endpoint, name
         self.sampling = sampling or Sampling(max_new_tokens=256)
         self.concurrency, self.usage = client.endpoint.concurrency, client.usage
 

@@ -104,7 +104,8 @@ def outcomes(
         pushed, later = reader.rates(dialogues)
         for d, t, hits, count in zip(dialogues, told[arm], pushed, later, strict=True):
             goals = _goals(d, t)
-            silent = d.stop in ("left", "end token") and not is_closing(d.user_turns[-1])
+            said_bye = bool(d.user_turns) and is_closing(d.user_turns[-1])
+            silent = d.stop in ("left", "end token") and not said_bye
             left = silent and bool(t.truth)  # without known goals, silence says nothing
             unhelped = left and goals["met"] < goals["wanted"]
             who = {"arm": arm, "assistant": assistant, "id": d.id, "user": t.user_id or t.id}

@@ -130,6 +130,8 @@ def main() -> None:
     try:
         if not 0 <= a.lam <= 1:
             raise UspError(f"lam={a.lam}; give a weight of 0 to 1")
+        if not 0 <= a.port < 2**16:
+            raise UspError(f"--port {a.port}; give one of 0 to 65535")
         reward = CycleReward.from_pretrained(a.generator, a.detector, a.encoder)
         server = RewardServer(reward, a.lam, a.host, a.port)
     except UspError as e:

@@ -93,7 +93,12 @@ def _json_row(raw: bytes) -> object:
 
 
 def valid_rows(
-    rows: Iterable[tuple[str, object]], name: str, on_bad: str, skipped: Counter, seen: set[str]
+    rows: Iterable[tuple[str, object]],
+    name: str,
+    on_bad: str,
+    skipped: Counter,
+    seen: set[str],
+    profile_alone: bool = False,
 ) -> Iterator[dict]:
     """Yield the fields of each good row.
 
@@ -103,6 +108,7 @@ def valid_rows(
         on_bad: "raise" a bad row, or "skip" it.
         skipped: counts bad rows by reason.
         seen: the ids so far, over all files of a data set; added to.
+        profile_alone: a row with a profile and no conversation is good, too.
 
     Raises:
         UspError: a bad row under "raise".
@@ -111,7 +117,7 @@ def valid_rows(
         try:
             if isinstance(row, _BadRow):
                 raise row
-            fields = _to_fields(row, f"{name}:{place.split()[-1]}")
+            fields = _to_fields(row, f"{name}:{place.split()[-1]}", profile_alone)
             if fields["id"] in seen:
                 raise _BadRow("id occurs twice", "id", fields["id"])
         except _BadRow as bad:
@@ -127,18 +133,20 @@ def valid_rows(
         yield fields
 
 
-def _to_fields(row: object, default_id: str) -> dict:
+def _to_fields(row: object, default_id: str, profile_alone: bool) -> dict:
     """Validate one row of the LMSYS-USP form or of the `messages` form."""
     if not isinstance(row, Mapping):
         raise _BadRow("row is not an object", None, row)
     name = next((f for f in ("conversation", "messages") if row.get(f) is not None), None)
-    if name is None:
+    profile = _text(row, "profile", str)
+    if name is None and not (profile and profile_alone):
         raise _BadRow("no conversation", "conversation", sorted(row))
-    messages, profile = _to_messages(row[name], name), _text(row, "profile", str)
+    messages = _to_messages(row[name], name) if name else []
     first = 0
     if messages and messages[0]["role"] == "system":
         first, profile = 1, profile or read_profile(messages[0]["content"]) or None
-    _check_turns(messages, name, first)
+    if name:
+        _check_turns(messages, name, first)
     return {
         "id": _text(row, "id", str | int) or default_id,
         "messages": messages[first:],

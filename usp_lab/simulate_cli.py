@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -172,7 +173,8 @@ def read_targets(source: str, n: int | None = None, on_bad: str = "raise") -> li
     Raises:
         UspError: unknown source, a bad row under "raise", nothing there.
     """
-    from usp_lab.data import load_dialogues
+    from usp_lab.data import Dialogue, load_dialogues
+    from usp_lab.rows import file_rows, valid_rows
 
     if n is not None and n < 1:
         raise UspError(f"--n must be at least 1, not {n}")
@@ -181,23 +183,19 @@ def read_targets(source: str, n: int | None = None, on_bad: str = "raise") -> li
 
         return draw("test", n or _POPULATION_TARGETS, 0)
     if source.startswith(HUB) or Path(source).is_dir():
-        return load_dialogues(source, on_bad=on_bad).test[:n]
-    return list(islice(_from_file(Path(source), on_bad), n))
+        corpus = load_dialogues(source, on_bad=on_bad)
+        _say_skipped(corpus.skipped)
+        return corpus.test[:n]
+    path, skipped = Path(source), Counter()
+    rows = valid_rows(file_rows(path), path.name, on_bad, skipped, set(), profile_alone=True)
+    targets = [Dialogue(**fields) for fields in islice(rows, n)]
+    _say_skipped(skipped)
+    return targets
 
 
-def _from_file(path: Path, on_bad: str):
-    from usp_lab.data import Dialogue
-    from usp_lab.rows import file_rows, valid_rows
-
-    rows, seen = list(file_rows(path)), set()
-    for place, row in rows:
-        turns = isinstance(row, Mapping) and (row.get("conversation") or row.get("messages"))
-        if isinstance(row, Mapping) and not turns and isinstance(row.get("profile"), str):
-            name = str(row.get("id") or f"{path.name}:{place.split()[-1]}")
-            yield Dialogue(id=name, messages=[], profile=row["profile"], user_id=row.get("user_id"))
-        else:
-            for fields in valid_rows([(place, row)], path.name, on_bad, Counter(), seen):
-                yield Dialogue(**fields)
+def _say_skipped(counts: Mapping[str, int]) -> None:
+    for reason, n in counts.items():
+        print(f"skipped {n} rows: {reason}", file=sys.stderr)
 
 
 # --- sides ----------------------------------------------------------------------------------------
