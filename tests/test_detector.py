@@ -24,12 +24,8 @@ from usp_lab import detector_training, encoder_trainer, stats, trainer
 from usp_lab.calibration import ece, equal_bins, fit_temperature, shortest_told
 from usp_lab.data import Dialogue, load_dialogues
 from usp_lab.detector import FILE, AIDetector
-from usp_lab.detector_training import (
-    DetectorResult,
-    DetectorSettings,
-    train_detector,
-    utterances,
-)
+from usp_lab.detector_settings import DetectorResult, DetectorSettings
+from usp_lab.detector_training import train_detector, utterances
 from usp_lab.errors import UspError
 from usp_lab.finished import FINAL
 

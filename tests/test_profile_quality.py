@@ -8,13 +8,8 @@ import pytest
 from usp_lab import plots_profiles, synthetic
 from usp_lab.data import Dialogue
 from usp_lab.extract_rules import RuleExtractor
-from usp_lab.profile_quality import (
-    against_statements,
-    judge,
-    quality,
-    read_claims,
-    shortfall,
-)
+from usp_lab.profile_claims import read_claims
+from usp_lab.profile_quality import against_statements, judge, quality, shortfall
 from usp_lab.profiles import Claim, Evidence, Objective, Profile, Subjective, Trait
 
 

@@ -16,7 +16,8 @@ from usp_lab.cases import ENDS, GIVEN, SILENT, habits, reconstruct  # noqa: E402
 from usp_lab.chat import END_TOKEN, Utterance, system_message  # noqa: E402
 from usp_lab.data import Corpus, Dialogue  # noqa: E402
 from usp_lab.errors import UspError  # noqa: E402
-from usp_lab.ranking import CRITERIA, agreement, audience, kendall, outcomes, scores, taus  # noqa: E402
+from usp_lab.outcomes import annoyance_reader, audience, graded, outcomes  # noqa: E402
+from usp_lab.ranking import CRITERIA, agreement, kendall, scores, taus  # noqa: E402
 from usp_lab.simulate import Simulated, TwinSimulator, simulate  # noqa: E402
 
 QUALITY = {"good": 0.9, "fair": 0.6, "bad": 0.1}
@@ -32,7 +33,7 @@ def corpus() -> Corpus:
 
 @pytest.fixture(scope="module")
 def reader(corpus):
-    return ranking.annoyance_reader(corpus)
+    return annoyance_reader(corpus)
 
 
 class Says:
@@ -254,7 +255,7 @@ def test_agreement_finds_the_same_users():
 
 def test_the_populations_own_users_recover_the_known_order(corpus, reader):
     targets = evaluate.one_each(corpus.test, 24)
-    assistants, quality = ranking.graded(corpus, None)
+    assistants, quality = graded(corpus, None)
     assert quality == HELPFULNESS and set(assistants) == set(HELPFULNESS)
     talks = {
         ("twin", name): simulate(TwinSimulator(), a, targets, max_turns=8, progress=False)
@@ -273,7 +274,7 @@ def test_the_reader_of_annoyance_reads_new_users_and_their_last_words(corpus, re
     pushes, _ = reader.rates([spoken(["a", "Never mind, I'll look it up myself. Bye."]), spoken(["a", "Perfect, thank you, that's all I needed."])])  # fmt: skip
     assert pushes == [1, 0]
     before = [t["acts"] for d in corpus.test for t in d.truth["turns"]]
-    ranking.annoyance_reader(corpus).check(corpus.test)
+    annoyance_reader(corpus).check(corpus.test)
     assert before == [t["acts"] for d in corpus.test for t in d.truth["turns"]]
 
 

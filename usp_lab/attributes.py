@@ -14,7 +14,7 @@ from scipy.sparse import csr_array
 from sklearn.base import BaseEstimator
 
 from usp_lab.errors import UspError
-from usp_lab.profile_quality import HABITS, read_claims
+from usp_lab.profile_claims import HABITS, read_claims
 from usp_lab.profiles import Profile, split_profile
 from usp_lab.users import FACTS, TRAITS, tables
 

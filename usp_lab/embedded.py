@@ -15,7 +15,8 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from usp_lab.detector_training import DetectorSettings, train_detector
+from usp_lab.detector_settings import DetectorSettings
+from usp_lab.detector_training import train_detector
 from usp_lab.errors import UspError
 from usp_lab.finished import FINAL
 from usp_lab.sft import SftSettings, train_sft

@@ -18,12 +18,13 @@ from transformers import (
 )
 
 from usp_lab.files import atomic
+from usp_lab.finished import last_checkpoint
 from usp_lab.from_scratch import new_tokenizer
 from usp_lab.models import quiet_bars
-from usp_lab.trainer import Bar, common_arguments, last_checkpoint, mean_of_step, quiet, schedule
+from usp_lab.trainer import Bar, common_arguments, mean_of_step, quiet, schedule
 
 if TYPE_CHECKING:
-    from usp_lab.detector_training import DetectorSettings
+    from usp_lab.detector_settings import DetectorSettings
 
 MASKED = 0.3  # share of tokens, as ModernBERT was trained
 

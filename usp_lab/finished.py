@@ -1,5 +1,6 @@
 """The record of a finished training: written last, it is what marks a folder as whole."""
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,3 +28,38 @@ def finish(out: Path, record: Mapping[str, object]) -> None:
     """
     write_json(out / FINAL, record)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
+
+
+def prepare_folder(folder: Path, key: str) -> None:
+    """Make a folder of checkpoints hold nothing but whole ones of the run ``key``."""
+    mark = folder / "key"
+    if not mark.exists() or mark.read_text() != key:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.write_text(key)
+    for checkpoint in folder.glob("checkpoint-*"):
+        state = _state(checkpoint)
+        if state is None:  # killed while it was written
+            shutil.rmtree(checkpoint)
+        elif state["best_model_checkpoint"]:  # the folder may have moved
+            best = folder / Path(state["best_model_checkpoint"]).name
+            part = checkpoint / "trainer_state.json.part"
+            part.write_text(json.dumps(state | {"best_model_checkpoint": str(best)}))
+            part.replace(checkpoint / "trainer_state.json")
+
+
+def last_checkpoint(folder: Path) -> tuple[Path | None, dict]:
+    """Return the latest checkpoint and the trainer's state in it; (None, {}) without one."""
+    found = {int(p.name.rsplit("-", 1)[1]): p for p in folder.glob("checkpoint-*")}
+    if not found:
+        return None, {}
+    latest = found[max(found)]
+    return latest, _state(latest)
+
+
+def _state(checkpoint: Path) -> dict | None:
+    """Read what is written last into a checkpoint; None when it is not whole."""
+    try:
+        return json.loads((checkpoint / "trainer_state.json").read_text())
+    except (OSError, ValueError):
+        return None

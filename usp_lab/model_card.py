@@ -9,7 +9,7 @@ from usp_lab.chat import END_TOKEN
 from usp_lab.sft_settings import GENERATOR
 
 if TYPE_CHECKING:
-    from usp_lab.detector_training import DetectorResult, DetectorSettings
+    from usp_lab.detector_settings import DetectorResult, DetectorSettings
     from usp_lab.rlcc_settings import RlccResult, RlccSettings
     from usp_lab.sft_settings import SftResult, SftSettings
     from usp_lab.stats import Estimate

@@ -76,6 +76,7 @@ def _train(targets, validation, assistant, reward, out: Path, s: RlccSettings, k
     import torch
     from datasets import Dataset
 
+    from usp_lab.finished import last_checkpoint, prepare_folder
     from usp_lab.guards import Guards
     from usp_lab.models import Device, load_causal_lm, load_tokenizer, quiet_bars
     from usp_lab.rlcc_trainer import (
@@ -87,7 +88,7 @@ def _train(targets, validation, assistant, reward, out: Path, s: RlccSettings, k
         kept,
         stopped,
     )
-    from usp_lab.trainer import Bar, last_checkpoint, prepare_folder, quiet
+    from usp_lab.trainer import Bar, quiet
 
     out.mkdir(parents=True, exist_ok=True)
     folder, every = out / "checkpoints", max(1, s.steps // s.evals)

@@ -71,6 +71,7 @@ def train_sft(
 
 
 def _train(train, validation, out: Path, s: SftSettings, key: str, fingerprint: str) -> SftResult:
+    from usp_lab.finished import last_checkpoint, prepare_folder
     from usp_lab.models import quiet_bars
     from usp_lab.new_token import fit_row
     from usp_lab.optim import MuonAdamW
@@ -79,8 +80,6 @@ def _train(train, validation, out: Path, s: SftSettings, key: str, fingerprint: 
         Bar,
         EarlyStop,
         arguments,
-        last_checkpoint,
-        prepare_folder,
         quiet,
         schedule,
         share_evenly,

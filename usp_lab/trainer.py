@@ -1,10 +1,8 @@
 """TRL's trainer as we use it: at CPU speed, quiet, and the same when interrupted or spread out."""
 
-import json
 import logging
 import math
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from functools import cached_property
@@ -28,7 +26,7 @@ from usp_lab.errors import UspError
 from usp_lab.models import computes_bf16
 
 if TYPE_CHECKING:
-    from usp_lab.detector_training import DetectorSettings
+    from usp_lab.detector_settings import DetectorSettings
     from usp_lab.sft_settings import SftSettings
 
 
@@ -271,38 +269,3 @@ def share_evenly(rows: Dataset, args: SFTConfig) -> Dataset:
     short = -len(rows) % (args.world_size * args.eval_batch_size) if args.world_size > 1 else 0
     blank = {"input_ids": [[0]] * short, "labels": [[-100]] * short}
     return concatenate_datasets([rows, Dataset.from_dict(blank, features=rows.features)])
-
-
-def prepare_folder(folder: Path, key: str) -> None:
-    """Make a folder of checkpoints hold nothing but whole ones of the run ``key``."""
-    mark = folder / "key"
-    if not mark.exists() or mark.read_text() != key:
-        shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    mark.write_text(key)
-    for checkpoint in folder.glob("checkpoint-*"):
-        state = _state(checkpoint)
-        if state is None:  # killed while it was written
-            shutil.rmtree(checkpoint)
-        elif state["best_model_checkpoint"]:  # the folder may have moved
-            best = folder / Path(state["best_model_checkpoint"]).name
-            part = checkpoint / "trainer_state.json.part"
-            part.write_text(json.dumps(state | {"best_model_checkpoint": str(best)}))
-            part.replace(checkpoint / "trainer_state.json")
-
-
-def last_checkpoint(folder: Path) -> tuple[Path | None, dict]:
-    """Return the latest checkpoint and the trainer's state in it; (None, {}) without one."""
-    found = {int(p.name.rsplit("-", 1)[1]): p for p in folder.glob("checkpoint-*")}
-    if not found:
-        return None, {}
-    latest = found[max(found)]
-    return latest, _state(latest)
-
-
-def _state(checkpoint: Path) -> dict | None:
-    """Read what is written last into a checkpoint; None when it is not whole."""
-    try:
-        return json.loads((checkpoint / "trainer_state.json").read_text())
-    except (OSError, ValueError):
-        return None
