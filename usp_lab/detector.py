@@ -100,17 +100,17 @@ class AIDetector:
         weights = models.weights_fingerprint(self.model)
         return f"AIDetector({weights}, temperature={self.temperature:.6g}, least_words={self.least_words})"
 
-    def probabilities(self, utterances: Sequence[str], progress: bool = False) -> np.ndarray:
+    def probabilities(self, utterances: Sequence[str]) -> np.ndarray:
         """Return P(human) of each utterance, shape (n,), 0 to 1; NaN where it is too short to tell.
 
         An utterance that comes again is computed once; one that is longer than the model reads is cut.
         """
-        z = self.log_odds(utterances, progress)
+        z = self.log_odds(utterances)
         short = [len(u.split()) < self.least_words for u in utterances]
         return np.where(short, np.nan, expit(z / self.temperature))
 
     @torch.inference_mode()
-    def log_odds(self, utterances: Sequence[str], progress: bool = False) -> np.ndarray:
+    def log_odds(self, utterances: Sequence[str]) -> np.ndarray:
         """Return log P(human) / P(not) of each utterance as the model has it: not calibrated, shape (n,).
 
         NaN for an utterance without a word.
@@ -118,7 +118,7 @@ class AIDetector:
         distinct = list(dict.fromkeys(u for u in utterances if u.strip()))
         ids = self._ids(distinct)
         order, known = sorted(range(len(ids)), key=lambda i: len(ids[i])), {}
-        with tqdm(total=len(order), unit="utterance", disable=not progress, leave=False) as bar:
+        with tqdm(total=len(order), unit="utterance", delay=5, leave=False) as bar:
             while order:
                 size = max(1, min(64, _TOKENS // len(ids[order[0]])))
                 while size > 1 and size * len(ids[order[:size][-1]]) > _TOKENS:

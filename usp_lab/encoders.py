@@ -16,9 +16,8 @@ import numpy as np
 import torch
 
 from usp_lab.errors import UspError
-from usp_lab.models import not_loaded, quiet_bars, source_of
+from usp_lab.models import not_loaded, quiet_bars, rows_at_once, source_of
 
-_BATCH = 64
 _MANY = 3000  # windows from which a bar is shown
 # Their positions are counted from the one after their padding token's.
 _AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet")
@@ -127,7 +126,7 @@ class _SentenceTransformer:
         """Return unit vectors of texts that fit, shape (n, dimension)."""
         return self.model.encode(
             list(texts),
-            batch_size=_BATCH,
+            batch_size=rows_at_once(self.model.device),
             normalize_embeddings=True,
             show_progress_bar=len(texts) > _MANY,
         )
@@ -162,7 +161,7 @@ class _SimCSE:
         """Return unit vectors of texts that fit, shape (n, dimension)."""
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
         out = np.empty((len(texts), self.dimension), np.float32)
-        for rows in _batches(order):
+        for rows in _batches(order, rows_at_once(self.model.device)):
             inputs = self.tokenizer([texts[i] for i in rows], padding=True, return_tensors="pt")
             with torch.inference_mode():
                 read = self.model(**inputs.to(self.model.device))
@@ -171,12 +170,12 @@ class _SimCSE:
         return out
 
 
-def _batches(order: Sequence[int]) -> Iterator[Sequence[int]]:
+def _batches(order: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     from tqdm.auto import tqdm
 
-    starts = range(0, len(order), _BATCH)
+    starts = range(0, len(order), size)
     for start in tqdm(starts, desc="embed", disable=len(order) <= _MANY, leave=False):
-        yield order[start : start + _BATCH]
+        yield order[start : start + size]
 
 
 def _count(tokenizer, text: str) -> int:

@@ -22,9 +22,10 @@ from usp_lab.chat import (
 )
 from usp_lab.data import Dialogue
 from usp_lab.engines import attention_mask
+from usp_lab.models import rows_at_once
 from usp_lab.simulate import turn_seed
 
-_TOKENS, _LOGITS = 8192, 40_000_000  # tokens and logits computed at once at the most
+_TOKENS, _LOGITS = 256, 40_000_000  # tokens of one of `rows_at_once`, and logits, at the most
 _DRAWN = 64  # contexts that draws are taken from at once
 
 
@@ -160,7 +161,7 @@ def by_tokens(
             rows.append((ids[: places[fits].max() + 1], places[fits], own.index[fits]))
     rows.sort(key=lambda r: len(r[0]))
     while rows:
-        some = _fitting(rows, len(reader.branches), simulator.model.config.vocab_size)
+        some = _fitting(rows, len(reader.branches), simulator.model)
         rows = rows[len(some) :]
         chances = _two_tokens(simulator.model, some, reader)
         for (_, _, index), (first, second) in zip(some, chances, strict=True):
@@ -169,14 +170,14 @@ def by_tokens(
     return pd.DataFrame(out, columns=["silent", "closing"])
 
 
-def _fitting(rows: list, branches: int, vocabulary: int) -> list:
+def _fitting(rows: list, branches: int, model) -> list:
     """Return as many of the first rows as are computed at once."""
-    n = 1
+    n, room = 1, rows_at_once(model.device) * _TOKENS
     while n < len(rows):
         most = max(len(p) for _, p, _ in rows[: n + 1])
         tokens = (n + 1) * (len(rows[n][0]) + most * branches)
         kept = (n + 1) * sum(len(p) for _, p, _ in rows[: n + 1]) + (n + 1) * most * branches
-        if tokens > _TOKENS or kept * vocabulary > _LOGITS:
+        if tokens > room or kept * model.config.vocab_size > _LOGITS:
             break
         n += 1
     return rows[:n]

@@ -62,6 +62,11 @@ def computes_bf16() -> bool:
     return torch.cpu.get_capabilities().get("amx_bf16", False)
 
 
+def rows_at_once(device: torch.device) -> int:
+    """Return how many sequences to compute at once: as many as keep a GPU busy, as few as stay in a CPU's caches."""
+    return 8 if device.type == "cpu" else 64
+
+
 def load_tokenizer(
     path: str | Path, speaker: str | None = "user", padding: str = "left"
 ) -> PreTrainedTokenizerFast:

@@ -13,20 +13,18 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from usp_lab.chat import Message, trained_mask
+from usp_lab.models import rows_at_once
 
 _LOGITS = 40_000_000  # logits held at once: a batch has at most this many tokens x vocabulary
 
 
 @torch.inference_mode()
-def turn_nll(
-    simulator, dialogues: Sequence[Sequence[Message]], progress: bool = False
-) -> list[list[tuple[float, int]]]:
+def turn_nll(simulator, dialogues: Sequence[Sequence[Message]]) -> list[list[tuple[float, int]]]:
     """Score real user turns under a simulator, each in its own context.
 
     Args:
         simulator: `simulate.UserSimulator`.
         dialogues: messages as the simulator reads them, its system message (or none) included.
-        progress: show a bar.
 
     Returns:
         Per dialogue, per user turn: (negative log-likelihood in nats, tokens), the closing ``<|eot_id|>``
@@ -37,11 +35,9 @@ def turn_nll(
     out = [[(math.nan, 0) for m in d if m["role"] == "user"] for d in dialogues]
     fits = [i for i, (ids, _) in enumerate(encoded) if len(ids) <= simulator.engine.context]
     order, start = sorted(fits, key=lambda i: len(encoded[i][0])), 0
-    with tqdm(
-        total=len(order), unit="dialogue", disable=not progress, mininterval=1, leave=False
-    ) as bar:
+    with tqdm(total=len(order), unit="dialogue", delay=5, mininterval=1, leave=False) as bar:
         while start < len(order):
-            rows = order[start : start + 64]
+            rows = order[start : start + rows_at_once(model.device)]
             while len(rows) * len(encoded[rows[-1]][0]) * model.config.vocab_size > _LOGITS:
                 if len(rows) == 1:
                     break
