@@ -150,7 +150,7 @@ def common_arguments(
         "max_steps": steps,
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": s.batch // (micro * world),
-        "per_device_eval_batch_size": s.micro_batch or 32,
+        "per_device_eval_batch_size": s.micro_batch or (32 if cuda else 8),  # see `rows_at_once`
         "train_sampling_strategy": "sequential",  # `schedule` has shuffled
         "learning_rate": s.lr,
         "lr_scheduler_type": "cosine",
