@@ -16,7 +16,7 @@ from usp_lab import speaker, synthetic, users, wording
 from usp_lab.assistants import FAILURES, ScriptedAssistant, scripted
 from usp_lab.chat import is_closing
 from usp_lab.errors import UspError
-from usp_lab.goals import fill, goal_finder, read_slots
+from usp_lab.goals import Intent, fill, goal_finder, read_slots
 from usp_lab.surface import HABITS, measure_style, render, spell_out
 from usp_lab.users import FACTS, STYLE, TRAITS, contradictions, draw_user, log_density, tables
 
@@ -530,3 +530,10 @@ def test_rendering_is_plain_for_the_plain(train):
     text = "Well, I'd like one. Or two?"
     assert render([text], z | {"politeness": "curt"}, Random(0)) == text
     assert render([text], z | {"politeness": "curt", "casing": "lower"}, Random(0)) == text.lower()
+
+
+def test_a_follow_up_takes_no_details_from_another_topics_goal_of_the_same_name():
+    before = {"topic": "coffee_brewing", "goal": "water", "answer": 2, "slots": {"drop": "93", "warm": "5"}}  # fmt: skip
+    there = ScriptedAssistant(1.0, "helper")
+    said = there.respond(Intent("baking_bread", "water", 2), {}, before, Random(0))
+    assert said.meta["kind"] == "follow" and {"gap", "wet_pct"} <= said.meta["slots"].keys()

@@ -164,11 +164,8 @@ def scripted(name: str) -> ScriptedAssistant:
 
 def _answer_slots(answer: dict, before: dict, intent: Intent, rng: Random) -> dict[str, str]:
     """Values for an answer's own slots; a follow-up keeps those that the answer before it named."""
-    if (
-        before.get("answer") == intent.answer
-        and before.get("goal") == intent.goal
-        and intent.answer is not None
-    ):
+    last = tuple(before.get(k) for k in ("topic", "goal", "answer"))  # topics share names of goals
+    if intent.answer is not None and last == (intent.topic, intent.goal, intent.answer):
         return {k: before["slots"][k] for k in answer["slots"]}
     return {k: rng.choice(values) for k, values in answer["slots"].items()}
 
