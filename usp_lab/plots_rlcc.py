@@ -72,6 +72,7 @@ def gain_by_weight(table: pd.DataFrame) -> Figure:
         ax.set_xlabel(f"weight of cycle consistency\n{n_text(own['n'])}")
         ax.set_xticks(sorted(table["lam"].unique()))
     axes[0].set_ylabel("gain over SFT\nhigher is better \u2192")
-    axes[0].legend(fontsize=7, frameon=False)
+    keys = axes[0].get_legend_handles_labels()
+    fig.legend(*keys, loc="outside upper right", ncols=len(marks))
     fig.supxlabel("line: 95 % interval, n: seed × profile", fontsize=8)
     return fig
