@@ -16,6 +16,12 @@ def manifest(notebook):
     return str((plan.entries[notebook].folder / "manifest.json").relative_to(plan.root))
 
 
+def depth(notebook):
+    """Return the length of the longest chain of notebooks that wait for this one: the longest first."""
+    below = [n for n, e in plan.entries.items() if notebook in e.upstream]
+    return 1 + max(map(depth, below), default=0)
+
+
 def add_rule(entry):
     saved = str((plan.folder / ".plan.json").relative_to(plan.root))
     words = [sys.executable, "-m", "usp_lab.run", saved, entry.notebook]
@@ -24,6 +30,7 @@ def add_rule(entry):
         name: f"notebook_{entry.notebook}"
         input: [manifest(name) for name in entry.upstream]
         output: manifest(entry.notebook)
+        priority: depth(entry.notebook)
         params:
             key=entry.key,
             # a function, since braces in a path are no wildcards

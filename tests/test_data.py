@@ -230,7 +230,7 @@ def test_damaged_gzip(tmp_path, on_bad):
 
 def test_gzip_in_disguise_is_not_utf_8(tmp_path):
     path = write(tmp_path / "chats.jsonl.gz", rows()).rename(tmp_path / "chats.jsonl")
-    assert "chats.jsonl, line 1: not UTF-8, saw b'" in error(path)
+    assert "chats.jsonl, line 1: not UTF-8, saw b" in error(path)
 
 
 def test_damaged_parquet(tmp_path):
