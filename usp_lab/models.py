@@ -62,9 +62,12 @@ def computes_bf16() -> bool:
     return torch.cpu.get_capabilities().get("amx_bf16", False)
 
 
+CPU_ROWS = 8  # sequences whose computation stays in a CPU's caches
+
+
 def rows_at_once(device: torch.device) -> int:
     """Return how many sequences to compute at once: as many as keep a GPU busy, as few as stay in a CPU's caches."""
-    return 8 if device.type == "cpu" else 64
+    return CPU_ROWS if device.type == "cpu" else 64
 
 
 def load_tokenizer(

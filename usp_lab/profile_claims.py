@@ -32,10 +32,11 @@ def read_claims(profile: Profile) -> list[Found]:
     """
     if profile.text is not None and not any(c.evidence for _, c in profile.claims()):
         return list(dict.fromkeys(_from_text(profile.text)))
-    return [f for attribute, claim in profile.claims() if (f := _found(attribute, claim))]
+    return [f for attribute, claim in profile.claims() if (f := found_of(attribute, claim))]
 
 
-def _found(attribute: str, claim) -> Found | None:
+def found_of(attribute: str, claim) -> Found | None:
+    """Return one structured claim in the population's terms, None where they have none for it."""
     turns = tuple(e.turn for e in claim.evidence)
     if isinstance(claim, Trait):
         return Found(attribute, frozenset({claim.level}), claim.confidence, turns)
@@ -87,7 +88,7 @@ def _from_text(text: str) -> Iterator[Found]:
             left.append(sentence)
     rest = Profile.from_text(" ".join(left)) if left else Profile()
     for attribute, claim in rest.claims():
-        if attribute != "goals" and (f := _found(attribute, claim)):
+        if attribute != "goals" and (f := found_of(attribute, claim)):
             yield f
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 from usp_lab import stats
 from usp_lab.data import Dialogue
 from usp_lab.evaluate import owners, row
-from usp_lab.profile_claims import HABITS, Found, _found, read_claims
+from usp_lab.profile_claims import HABITS, Found, found_of, read_claims
 from usp_lab.profiles import Evidence, Profile, sentences
 from usp_lab.read_goals import content
 from usp_lab.rules import STATED
@@ -154,7 +154,7 @@ def shortfall(
     rows = []
     for d, p in zip(dialogues, profiles, strict=True):
         for attribute, claim in p.claims() if p else ():
-            f = _found(attribute, claim) if attribute in FACTS else None
+            f = found_of(attribute, claim) if attribute in FACTS else None
             if f is None or (stated and f.confidence < STATED):
                 continue
             true = agrees(f, d.truth["user"])

@@ -22,12 +22,13 @@ from trl.trainer.utils import nanstd
 from usp_lab.data import Dialogue
 from usp_lab.decoding import Sampling
 from usp_lab.guards import Guards, broken, summary
+from usp_lab.models import CPU_ROWS
 from usp_lab.reward import CycleReward, Terms
 from usp_lab.rlcc_settings import RlccSettings
 from usp_lab.rollouts import Policy, Rollout, roll_out, spoken
 
 ROLLOUTS, GUARDS = "rollouts.jsonl", "guards.jsonl"
-_ROWS = 8  # dialogues that a CPU computes at once
+_ROWS = CPU_ROWS
 _MOST = 1_000_000  # rollouts a step at the most: numbers of different steps never meet
 
 
@@ -198,8 +199,7 @@ def counted(log: Path) -> dict[str, int]:
     """Sum up a log of rollouts: dialogues, those that failed for good, how often one was tried again, ..."""
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     counts = {"rollouts": len(rows), "failed": sum(r["stop"] == "failed" for r in rows)}
-    named = {"tried again": "tried_again", "cut": "cut", "turns": "turns"}
-    named["turns retokenised"] = "retokenised"
+    named = {"tried again": "tried_again", "cut": "cut", "turns": "turns", "turns retokenised": "retokenised"}  # fmt: skip
     return counts | {name: sum(r[key] for r in rows) for name, key in named.items()}
 
 

@@ -23,7 +23,7 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from usp_lab.errors import UspError
-from usp_lab.models import computes_bf16
+from usp_lab.models import CPU_ROWS, computes_bf16
 
 if TYPE_CHECKING:
     from usp_lab.detector_settings import DetectorSettings
@@ -150,7 +150,7 @@ def common_arguments(
         "max_steps": steps,
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": s.batch // (micro * world),
-        "per_device_eval_batch_size": s.micro_batch or (32 if cuda else 8),  # see `rows_at_once`
+        "per_device_eval_batch_size": s.micro_batch or (32 if cuda else CPU_ROWS),
         "train_sampling_strategy": "sequential",  # `schedule` has shuffled
         "learning_rate": s.lr,
         "lr_scheduler_type": "cosine",
