@@ -21,9 +21,9 @@ import torch
 from usp_lab import UserSimulator, simulate, stats, train_rlcc
 from usp_lab.assistants import scripted
 from usp_lab.data import load_dialogues
-from usp_lab.evaluate import one_each
 from usp_lab.reward import CycleReward
 from usp_lab.rlcc_settings import RlccSettings
+from usp_lab.tidy import one_each
 
 RUNS = {"1 x 1": (1, 1), "1 x 2": (1, 2), "2 x 1": (2, 1)}  # processes x threads
 
@@ -44,7 +44,9 @@ def worker(a: argparse.Namespace) -> None:
 
     CycleTrainer._roll_out = timed
     corpus = load_dialogues("population", n=2000, seed=a.seed)
-    s = RlccSettings(steps=a.steps, evals=1, lam=1.0, stop_rule=False, seed=a.seed)
+    s = RlccSettings(
+        steps=a.steps, profiles=a.profiles, evals=1, lam=1.0, stop_rule=False, seed=a.seed
+    )
     reward = CycleReward.from_pretrained(a.generator)
     watched = one_each(corpus.validation, 4)
     train_rlcc(corpus.train, watched, scripted("good"), reward, a.out, s)
@@ -58,7 +60,8 @@ def run(name: str, a: argparse.Namespace, folder: Path) -> float:
     out = folder / name.replace(" ", "")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command = [sys.executable, *(launcher if processes > 1 else []), __file__, "--worker", "--out", str(out)]  # fmt: skip
-    command += ["--threads", str(threads), "--steps", str(a.steps), "--seed", str(a.seed), "--generator", a.generator]  # fmt: skip
+    command += ["--threads", str(threads), "--generator", a.generator]
+    command += [f"--{name}={getattr(a, name)}" for name in ("steps", "profiles", "seed")]
     subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
     batch, seconds = json.loads((out / "seconds.json").read_text())
     return batch * len(seconds[1:]) / sum(seconds[1:])
@@ -82,6 +85,9 @@ def main() -> None:
     """Print ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--steps", type=int, default=4, help="optimizer steps, the first not timed")
+    parser.add_argument(
+        "--profiles", type=int, default=16, help="profiles a step, four dialogues each"
+    )
     parser.add_argument("--n-test", type=int, default=48, help="test users")
     parser.add_argument("--generator", default="generator-tiny", help="profile generator")
     parser.add_argument("--seed", type=int, default=0)

@@ -12,11 +12,11 @@ from usp_lab.canvas import save_figure
 from usp_lab.cycle_gain import TruthChecker, by_weight, costs, gains, judged, levels
 from usp_lab.data import Corpus
 from usp_lab.errors import UspError
-from usp_lab.evaluate import one_each
 from usp_lab.guards import guard_table
 from usp_lab.plots_rlcc import gain_by_weight, guards
 from usp_lab.profiles import split_profile
 from usp_lab.rlcc_targets import targets_of
+from usp_lab.tidy import one_each
 
 VALIDATION = synthetic.draw("validation", 200, 5)
 TEST = one_each(synthetic.draw("test", 160, 5), 40)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from usp_lab import adv, diversity, evaluate
+from usp_lab import adv, diversity, evaluate, tidy
 from usp_lab.chat import Message
 from usp_lab.data import Dialogue
 from usp_lab.diversity import AgainstReal, Cloud, distribution_estimates, halves, vendi_estimates
@@ -44,16 +44,16 @@ class Letters:
 
 def test_several_each_prefers_users_who_have_so_many():
     d = [dialogue(i, u, "a") for i, u in enumerate(["x", "y", "y", "z", "z", "z", None, "w", "w"])]
-    assert [t.id for t in evaluate.several_each(d, 2)] == ["d1", "d2", "d3", "d4"]
-    assert [t.id for t in evaluate.several_each(d, 4)] == ["d1", "d2", "d3", "d4", "d7", "d8", "d0"]
-    assert len(evaluate.several_each(d)) == 8 and evaluate.several_each([]) == []
-    assert evaluate.one_each(d) == [d[0], d[1], d[3], d[6], d[7]]
+    assert [t.id for t in tidy.several_each(d, 2)] == ["d1", "d2", "d3", "d4"]
+    assert [t.id for t in tidy.several_each(d, 4)] == ["d1", "d2", "d3", "d4", "d7", "d8", "d0"]
+    assert len(tidy.several_each(d)) == 8 and tidy.several_each([]) == []
+    assert tidy.one_each(d) == [d[0], d[1], d[3], d[6], d[7]]
 
 
 def test_whose_profile_is_told():
     d = [dialogue(i, f"u{i}", "a") for i in range(6)]
     own, shuffled = (evaluate.owners_told(arm, d, seed=3) for arm in ("usp", "shuffled"))
-    assert own == evaluate.owners(d) and sorted(shuffled) == sorted(own)
+    assert own == tidy.owners(d) and sorted(shuffled) == sorted(own)
     assert not any(a == b for a, b in zip(own, shuffled, strict=True))
 
 

@@ -52,8 +52,8 @@ def test_embedded_is_the_one_of_its_kind(kind, name):
 
 
 def test_generators_read_profiles_back():
-    from usp_lab.evaluate import one_each
     from usp_lab.reward import half_cosines
+    from usp_lab.tidy import one_each
 
     some = one_each(synthetic.draw("test", 60, 2), 12)
     profiles = [d.profile for d in some]

@@ -10,7 +10,7 @@ from scipy.stats import kendalltau
 
 pytest.importorskip("matplotlib", reason="figures need the extra [workbench]")
 
-from usp_lab import evaluate, plots_ranking, ranking, synthetic  # noqa: E402
+from usp_lab import plots_ranking, ranking, synthetic, tidy  # noqa: E402
 from usp_lab.assistants import HELPFULNESS, scripted  # noqa: E402
 from usp_lab.cases import ENDS, GIVEN, SILENT, habits, reconstruct  # noqa: E402
 from usp_lab.chat import END_TOKEN, Utterance, system_message  # noqa: E402
@@ -125,7 +125,7 @@ def test_without_truth_goals_are_not_scored_and_silence_says_nothing():
 
 
 def test_shuffled_is_told_anothers_profile_and_goals_but_stays_the_targets(corpus):
-    targets = evaluate.one_each(corpus.test, 12)
+    targets = tidy.one_each(corpus.test, 12)
     assert len({t.user_id for t in targets}) == len(targets) == 12
     mixed = audience("shuffled", targets, 1)
     assert [m.id for m in mixed] == [t.id for t in targets]
@@ -254,7 +254,7 @@ def test_agreement_finds_the_same_users():
 
 
 def test_the_populations_own_users_recover_the_known_order(corpus, reader):
-    targets = evaluate.one_each(corpus.test, 24)
+    targets = tidy.one_each(corpus.test, 24)
     assistants, quality = graded(corpus, None)
     assert quality == HELPFULNESS and set(assistants) == set(HELPFULNESS)
     talks = {

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from usp_lab import evaluate, load_dialogues
+from usp_lab import load_dialogues, tidy
 from usp_lab import sampler_truth as against
 from usp_lab.plots_sampler import agreement, local_density, spread_table, terrain, terrain_table
 from usp_lab.sampling import ProfileSampler
@@ -47,9 +47,9 @@ def test_siblings_are_two_dialogues_of_one_user():
     assert len(first) > 20
     for a, b in zip(first, last, strict=True):
         assert a.user_id == b.user_id and a.id != b.id
-    one = evaluate.one_each(corpus.train)
+    one = tidy.one_each(corpus.train)
     assert len({d.user_id for d in one}) == len(one) == len({d.user_id for d in corpus.train})
-    assert evaluate.one_each(corpus.train, 5) == one[:5]
+    assert tidy.one_each(corpus.train, 5) == one[:5]
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,11 @@ from usp_lab import stats
 from usp_lab.calibration import ece
 from usp_lab.data import Dialogue
 from usp_lab.detector_training import Utterances
-from usp_lab.evaluate import owners, row
 from usp_lab.goals import goal_finder
 from usp_lab.profile_quality import judge
 from usp_lab.profiles import Profile, sentences, split_profile
 from usp_lab.reward import HALVES, half_cosines
+from usp_lab.tidy import owners, row
 from usp_lab.users import STYLE
 
 SATURATED = 0.99  # P(human) above which the reward has next to no slope

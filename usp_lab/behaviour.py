@@ -1,6 +1,7 @@
 """What free-running simulated users do, checked against the population's truth: goals raised, manner kept, pushing back, leaving unhelped."""
 
 from collections.abc import Sequence, Set
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -9,8 +10,10 @@ from usp_lab import stats
 from usp_lab.chat import is_closing
 from usp_lab.data import Dialogue
 from usp_lab.goals import goal_finder
-from usp_lab.simulate import Simulated
 from usp_lab.surface import HABITS, measure_style
+
+if TYPE_CHECKING:
+    from usp_lab.simulate import Simulated
 
 USER_ENDS = ("closing", "left", "end token")  # stop reasons that are the user's doing
 PUSHES = {"push", "annoyed", "wrong", "rude_back", "insist", "rephrase"}
@@ -105,7 +108,7 @@ def style_auc(
     return stats.Estimate(value(np.arange(len(users))), low, high, len(users), "user")
 
 
-def gave_up(simulated: Sequence[Simulated], targets: Sequence[Dialogue]) -> list[float]:
+def gave_up(simulated: "Sequence[Simulated]", targets: Sequence[Dialogue]) -> list[float]:
     """Per dialogue, 1 where the user ended it with a goal that the true dialogue raised still unmet (scripted assistants say what they met)."""
     out = []
     for d, t in zip(simulated, targets, strict=True):
@@ -167,7 +170,7 @@ def _turns_with_acts(dialogues: Sequence[Dialogue], acts: Set[str]) -> tuple[lis
 
 
 def still_there(
-    simulated: Sequence[Simulated],
+    simulated: "Sequence[Simulated]",
     targets: Sequence[Dialogue],
     arm: str,
     assistant: str,

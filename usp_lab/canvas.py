@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.transforms import Bbox
 
 from usp_lab.errors import UspError
 from usp_lab.files import atomic
@@ -99,7 +100,7 @@ class NotebookFigure(Figure):
 
     def _repr_png_(self) -> bytes:  # notebooks show bare figures only once pyplot's backend is up
         buffer = io.BytesIO()
-        _save(self, buffer, "png", {"Software": None}, dpi=100)
+        _save(self, buffer, "png", {"Software": None}, _room(self), dpi=100)
         return buffer.getvalue()
 
 
@@ -131,9 +132,10 @@ def save_figure(
     dateless = {"Date": None, "Creator": None}
     tags = {"png": {**meta, "Software": None}, "svg": {**described, **dateless}}
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in (*tags, "parquet")]
+    room = _room(fig)
     for path, (kind, own) in zip(paths, tags.items(), strict=False):
         with atomic(path) as temporary:
-            _save(fig, temporary, kind, own, dpi=160)
+            _save(fig, temporary, kind, own, room, dpi=160)
     if data is None:
         return paths[:2]
     with atomic(paths[2]) as temporary:
@@ -147,9 +149,14 @@ def _settle(fig: Figure) -> None:
         fig.set_layout_engine(None)  # "none" keeps a place for one, and each save draws once more
 
 
-def _save(fig: Figure, target: Path | io.BytesIO, kind: str, tags: dict, dpi: int) -> None:
+def _room(fig: Figure) -> Bbox:
+    """Return what is not empty of a figure, in inches; savefig's "tight" would draw everything once more."""
     with style.context(STYLE, after_reset=True):
-        room = fig.get_tightbbox().padded(0.1)  # for "tight", savefig draws everything once more
+        return fig.get_tightbbox().padded(0.1)
+
+
+def _save(fig: Figure, target, kind: str, tags: dict, room: Bbox, dpi: int) -> None:
+    with style.context(STYLE, after_reset=True):
         fig.savefig(target, format=kind, dpi=dpi, metadata=tags, bbox_inches=room)
 
 

@@ -11,11 +11,11 @@ import pandas as pd
 from usp_lab import stats
 from usp_lab.chat import END_TOKEN, Message, Utterance, with_profile
 from usp_lab.data import Dialogue
-from usp_lab.evaluate import row
 from usp_lab.metrics import profile_copy
 from usp_lab.praise import praise_rate
 from usp_lab.simulate import turn_seed
 from usp_lab.simulators import UserSimulator
+from usp_lab.tidy import row
 
 ENDS, FULL, GIVEN, SILENT = "ends here", "context full", "given", "says nothing"
 

@@ -18,8 +18,8 @@ from usp_lab.adv import adv_distances
 from usp_lab.data import Dialogue
 from usp_lab.distributions import FEWEST, PRDC, Unscorable
 from usp_lab.diversity import Cloud, turn_cloud, user_sides, whole_dialogues
-from usp_lab.evaluate import owners
 from usp_lab.metrics import mean_known, pairwise_difference
+from usp_lab.tidy import owners
 from usp_lab.variety import intraclass, trait_values
 from usp_lab.verdicts import Score, respond
 

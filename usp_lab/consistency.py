@@ -17,8 +17,8 @@ import pandas as pd
 from usp_lab import stats
 from usp_lab.data import Dialogue
 from usp_lab.entailment import Entailment
-from usp_lab.evaluate import row
 from usp_lab.facts import Facts, RuleFacts, premises
+from usp_lab.tidy import row
 from usp_lab.utterances import content, keywords
 
 SHARES = ("dp_p", "dp_r", "dpc", "p_cover")

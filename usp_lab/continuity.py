@@ -15,9 +15,9 @@ from usp_lab import stats
 from usp_lab.behaviour import USER_ENDS
 from usp_lab.chat import is_closing
 from usp_lab.data import Dialogue
-from usp_lab.evaluate import row
 from usp_lab.simulate import Simulated
 from usp_lab.termination import ending
+from usp_lab.tidy import row
 
 _PRAISE = re.compile(
     r"\b(thank(s| you)|thx|grateful|appreciate|(so|very|most) (kind|helpful|useful)|my pleasure|"

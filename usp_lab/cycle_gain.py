@@ -16,10 +16,11 @@ from usp_lab import stats
 from usp_lab.behaviour import goals_raised
 from usp_lab.data import Dialogue
 from usp_lab.errors import UspError
-from usp_lab.evaluate import owners, row, turn_losses
+from usp_lab.evaluate import turn_losses
 from usp_lab.metrics import pairwise_difference, profile_copy
 from usp_lab.reward import CycleReward
 from usp_lab.surface import HABITS, measure_style
+from usp_lab.tidy import owners, row
 
 UNIT = "seed × profile"
 POWER = 2.8  # standard errors at which a two-sided test at 5 % finds an effect four times in five

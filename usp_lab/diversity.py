@@ -17,8 +17,8 @@ from usp_lab import distributions
 from usp_lab.data import Dialogue
 from usp_lab.distributions import FEWEST, Scored, Unscorable, leave_one_out, leave_one_out_each
 from usp_lab.errors import UspError
-from usp_lab.evaluate import row
 from usp_lab.scorers import meaning
+from usp_lab.tidy import row
 
 _FREE = (-math.inf, math.inf)
 

@@ -14,8 +14,8 @@ from usp_lab.arms import another_user
 from usp_lab.consistency import dpc, dpc_of_sums, score, share_sums
 from usp_lab.data import Dialogue
 from usp_lab.entailment import Entailment
-from usp_lab.evaluate import owners
 from usp_lab.facts import Facts, RuleFacts
+from usp_lab.tidy import owners
 
 DOSES = (0.0, 0.1, 0.25, 0.5, 1.0)
 

@@ -70,6 +70,7 @@ RECIPES = {
     "generator-tiny": (
         Stage(24_000, 1100, replace(_GENERATOR, base="usp-tiny", lr=3e-3)),
         Stage(9_600, 1101, replace(_GENERATOR, lr=3e-3, reword=0.5)),
+        Stage(36_000, 1102, replace(_GENERATOR, lr=3e-3, reword=0.5)),
     ),
     "generator-second": (
         Stage(

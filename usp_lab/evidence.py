@@ -16,8 +16,8 @@ from usp_lab import stats
 from usp_lab.arms import another_user
 from usp_lab.data import Corpus, Dialogue
 from usp_lab.entailment import Bag, Entailment
-from usp_lab.evaluate import row
 from usp_lab.facts import KINDS, WANTS, Fact, Facts, dialogue_facts, premises, profile_facts
+from usp_lab.tidy import row
 from usp_lab.users import tables
 from usp_lab.utterances import content
 

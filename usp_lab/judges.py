@@ -17,11 +17,11 @@ from usp_lab import stats
 from usp_lab.data import Dialogue
 from usp_lab.decoding import Sampling
 from usp_lab.errors import UspError
-from usp_lab.evaluate import row
 from usp_lab.facts_llm import prompts
 from usp_lab.manner import MannerReader, claims
 from usp_lab.profiles import split_profile
 from usp_lab.structured import GREEDY, ask_each
+from usp_lab.tidy import row
 
 KINDS = ("val_score", "sc_score")
 

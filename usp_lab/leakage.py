@@ -17,10 +17,10 @@ from usp_lab.arms import another_user
 from usp_lab.chat import END_TOKEN, Message, with_profile
 from usp_lab.data import Corpus, Dialogue
 from usp_lab.errors import UspError
-from usp_lab.evaluate import owners, row
 from usp_lab.scorers import turn_nll
 from usp_lab.simulate import turn_seed
 from usp_lab.splits import split_groups, without_leaks
+from usp_lab.tidy import owners, row
 
 KNOWN = 3  # user turns that come before those that are scored
 ARMS = ("first_1", "first_2", "first_3", "whole", "sibling", "prior", "shuffled", "empty")

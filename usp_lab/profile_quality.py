@@ -17,12 +17,12 @@ import pandas as pd
 
 from usp_lab import stats
 from usp_lab.data import Dialogue
-from usp_lab.evaluate import owners, row
 from usp_lab.profile_claims import HABITS, Found, found_of, read_claims
 from usp_lab.profiles import Evidence, Profile, sentences
 from usp_lab.read_goals import content
 from usp_lab.rules import STATED
 from usp_lab.statements import codes_of, said
+from usp_lab.tidy import owners, row
 from usp_lab.users import FACTS, TRAITS
 
 GROUPS = {"facts": FACTS, "traits": TRAITS, "style": HABITS, "goals": ("goals",)}

@@ -18,7 +18,7 @@ from scipy.stats import kendalltau, rankdata, spearmanr
 
 from usp_lab import stats
 from usp_lab.errors import UspError
-from usp_lab.evaluate import row
+from usp_lab.tidy import row
 
 CRITERIA = {"goals_met": 1, "annoyance": -1}  # 1: the higher, the better the assistant
 _TAILS = [2.5, 97.5]

@@ -277,9 +277,9 @@ def main() -> None:
 
 def _from_command_line(own: dict, s: RlccSettings) -> RlccResult:
     from usp_lab.assistants import scripted
-    from usp_lab.evaluate import one_each
     from usp_lab.reward import CycleReward
     from usp_lab.simulate import ModelAssistant
+    from usp_lab.tidy import one_each
 
     kind, _, name = own["assistant"].partition(":")
     assistant = (

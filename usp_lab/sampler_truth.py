@@ -12,7 +12,7 @@ from scipy.stats import bootstrap, rankdata
 
 from usp_lab import stats
 from usp_lab.data import Dialogue
-from usp_lab.evaluate import one_each, owners, row
+from usp_lab.tidy import one_each, owners, row
 
 RARE = 0.1  # the share of users that count as rare
 

@@ -167,8 +167,7 @@ class Stream:
 
     def _reserve(self, columns: int) -> None:
         if columns > self._rows.columns:  # by half at least, so that growing dialogues seldom move
-            most = max(columns, self._rows.columns * 3 // 2)
-            self._rows.reserve(0, min(most, self.engine.context))
+            self._rows.reserve(0, min(columns * 3 // 2, self.engine.context))
 
     def _read(self, claims: list[tuple[int, int]], texts: list[list[int]]) -> torch.FloatTensor:
         """Compute what is not kept yet; return the scores after each text."""

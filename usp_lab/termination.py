@@ -15,7 +15,7 @@ from usp_lab import stats
 from usp_lab.calibration import equal_bins
 from usp_lab.chat import is_closing
 from usp_lab.data import Dialogue
-from usp_lab.evaluate import row
+from usp_lab.tidy import row
 
 
 def ending(dialogue: Dialogue) -> tuple[int, bool]:
