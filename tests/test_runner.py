@@ -10,13 +10,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from usp_lab import cli, files, plan, run
+from usp_lab import cli, files, plan, run, warm
 from usp_lab.dependencies import module_files
 from usp_lab.display import Display
 from usp_lab.errors import UspError
@@ -29,7 +30,7 @@ from usp_lab.results import load_runs
 
 HERE = Path(__file__).resolve().parents[1]
 FRAME = (
-    "__init__ cli dependencies display errors files kernel notebooks plan presets processes record results run workflow"
+    "__init__ cli dependencies display errors files kernel notebooks plan presets processes record results run warm workflow"
 ).split()
 PARAMETERS = """preset = "tiny"
 data = "population"
@@ -53,11 +54,13 @@ TRAIN = """from usp_lab import start
 from usp_lab.beta import triple
 run = start("03_train", globals())
 rows = run.needs("01_data", "rows.parquet")"""
-WAIT = """import pathlib, time
+WAIT = """import os, pathlib, time
 assert run.params["n"] == n and pathlib.Path("notebooks").is_dir()
 kept = run.dir / "checkpoints"
 kept.mkdir(exist_ok=True)
 (kept / str(time.time_ns())).touch()
+if (above := pathlib.Path(f"/proc/{os.getppid()}/cmdline")).exists():
+    (run.dir / "parent").write_text(above.read_text())
 while not pathlib.Path("go").exists():
     with open(run.dir / "beat", "a") as file:
         file.write(".")
@@ -116,6 +119,15 @@ class Checkout:
 
     def presets(self, text: str) -> None:
         (self.root / "notebooks" / "presets.yml").write_text(text)
+
+    def warm(self) -> None:
+        """Have every kernel forked, from a process that loads next to nothing."""
+        path = self.root / "usp_lab" / "warm.py"
+        text = path.read_text()
+        for old, new in (("WORTH = 3", "WORTH = 1"), ("in _LIBRARIES:", 'in ["colorsys"]:')):
+            assert old in text
+            text = text.replace(old, new)
+        path.write_text(text)
 
     def plan(self, *notebooks: str, **settings: object) -> plan.Plan:
         return make_plan(Request(notebooks, **settings), root=self.root)
@@ -686,8 +698,30 @@ def test_failures_are_named(checkout: Checkout):
     assert not (folder / "manifest.json").exists()
 
 
-def test_killed_anywhere_and_started_again(checkout: Checkout):
-    """SIGKILL to make, usp-lab, snakemake and the kernel, then Ctrl-C, then nothing."""
+@pytest.mark.skipif(not warm.possible(), reason="kernels are forked on Linux without a GPU alone")
+def test_forked_kernels_have_the_libraries_and_draw_apart(checkout: Checkout):
+    checkout.warm()
+    look = "import sys\nhad = 'colorsys' in sys.modules\nimport numpy as np\n"
+    look += "(run.dir / 'seen').write_text(f'{had} {np.random.random()} {sys.argv[0]}')"
+    for name in ("01_data", "05_more"):
+        start_of = DATA.replace("01_data", name)
+        checkout.write(name, start_of, look, SAVE, "run.finish()")
+    done = checkout.usp_lab("run", "01", "05")
+    assert done.returncode == 0, done
+    folders = [checkout.root / "runs" / "tiny" / name for name in ("01_data", "05_more")]
+    had, drawn, argv = zip(*((f / "seen").read_text().split(" ", 2) for f in folders), strict=True)
+    assert set(had) == {"True"} and len(set(drawn)) == 2
+    assert "processes" in argv[0]  # as a kernel of its own sees itself
+    assert not checkout.processes()
+
+
+@pytest.mark.parametrize("forked", [False, True])
+def test_killed_anywhere_and_started_again(checkout: Checkout, forked):
+    """SIGKILL to make, usp-lab, snakemake, the kernel and what it was forked from, then Ctrl-C, then nothing."""
+    if forked and not warm.possible():
+        pytest.skip("kernels are forked on Linux without a GPU alone")
+    if forked:
+        checkout.warm()
     tools = checkout.root / ".venv" / "bin"
     tools.mkdir(parents=True)
     (tools / "usp-lab").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m usp_lab.cli "$@"\n')
@@ -707,6 +741,7 @@ def test_killed_anywhere_and_started_again(checkout: Checkout):
         ("usp_lab.cli", signal.SIGKILL),
         ("snakemake", signal.SIGKILL),
         ("usp_lab.processes", signal.SIGKILL),
+        *([("usp_lab.warm", signal.SIGKILL)] if forked else []),
         ("usp_lab.cli", signal.SIGINT),
     ]:
         beat.unlink(missing_ok=True)
@@ -734,7 +769,7 @@ def test_killed_anywhere_and_started_again(checkout: Checkout):
         assert checkout.manifest("01_data")["execution"] == "01_data-1", "it was repeated"
         if signalled == signal.SIGINT:
             assert "usp-lab: stopped; what is finished is kept" in printed
-        elif victim == "usp_lab.processes":
+        elif victim in ("usp_lab.processes", "usp_lab.warm"):
             assert "03_train failed in cell 5 of 6" in printed and "kernel died" in printed
         elif victim == "snakemake":
             assert "03_train ended without a word" in printed
@@ -742,4 +777,7 @@ def test_killed_anywhere_and_started_again(checkout: Checkout):
     done = checkout.usp_lab("run")
     assert done.returncode == 0 and "1 notebook done, 1 up to date" in done.stdout, done
     kept = checkout.root / "runs" / "tiny" / "03_train" / "checkpoints"
-    assert len(list(kept.iterdir())) == 6, "files of an interrupted execution were lost"
+    assert len(list(kept.iterdir())) == 6 + forked, "files of an interrupted execution were lost"
+    if sys.platform == "linux":
+        parent = (kept.parent / "parent").read_text()
+        assert ("usp_lab.warm" in parent) == forked and ("usp_lab.run" in parent) == (not forked)

@@ -63,8 +63,8 @@ def end_with_parents(*, own_parent: bool = False, poll: float = 0.2) -> None:
     """
     names = os.environ.get(CHAIN, "").split()
     if names:
-        if own_parent and sys.platform == "linux":
-            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if own_parent:
+            end_with_parent()
 
         def watch() -> None:
             while all(map(is_alive, names)):
@@ -75,6 +75,12 @@ def end_with_parents(*, own_parent: bool = False, poll: float = 0.2) -> None:
             _end_self()
         threading.Thread(target=watch, daemon=True, name="watch-parents").start()
     os.environ[CHAIN] = " ".join([*names, identity(os.getpid())])
+
+
+def end_with_parent() -> None:
+    """On Linux, have the system kill this process the moment its parent ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _end_self() -> None:
@@ -154,10 +160,18 @@ def one_at_a_time(runs: Path, *, patience: float = 2.0) -> Iterator[None]:
         yield
 
 
-if __name__ == "__main__":
-    end_with_parents(own_parent=True)
+def be_kernel() -> None:
+    """Be the kernel whose connection file the command line names, until it is told to end."""
     from ipykernel import kernelapp
 
     if sys.path[0] == os.getcwd():
         del sys.path[0]  # the kernel puts "" there itself, as Jupyter's own launcher expects
     kernelapp.launch_new_instance()
+
+
+if __name__ == "__main__":
+    from usp_lab.warm import borrow
+
+    end_with_parents(own_parent=True)
+    if not borrow():
+        be_kernel()

@@ -45,12 +45,17 @@ RESERVED = set(
 )
 
 
+def may_have_gpu() -> bool:
+    """Tell whether the system has a file of a GPU, without asking it."""
+    devices = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
+    return any(Path(p).exists() for p in devices)
+
+
 def pick_device() -> tuple[str, str]:
     """Return the device to compute on and why; import torch just where there may be a GPU."""
     if importlib.util.find_spec("torch") is None:
         return "cpu", "torch is not installed"
-    devices = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
-    if not any(Path(p).exists() for p in devices):
+    if not may_have_gpu():
         return "cpu", "no GPU found"
     import torch
 

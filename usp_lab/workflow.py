@@ -6,11 +6,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from shutil import rmtree
+from typing import BinaryIO
 
 import psutil
 
+from usp_lab import warm
 from usp_lab.display import Display
 from usp_lab.errors import UspError
 from usp_lab.files import HUB, write_json
@@ -93,16 +97,17 @@ def execute(plan: Plan, stale: list[str], cores: int) -> int:
     events.write_bytes(b"")
     display = Display(events)
     command = snakemake_command(plan, stale, cores)
+    environ = environment(plan, saved, events, cores)
     before = {}
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup and & have us ignore some
             before[number] = signal.signal(number, _stop)
     try:
-        with open(log, "wb") as output:
+        with open(log, "wb") as output, warm_process(environ, len(stale), output):
             # a session of its own: Ctrl-C reaches us alone, and we end the others
             snakemake = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                cwd=plan.root, env=environment(plan, saved, events, cores), start_new_session=True,
+                cwd=plan.root, env=environ, start_new_session=True,
             )  # fmt: skip
             while snakemake.poll() is None:
                 display.update()
@@ -124,6 +129,28 @@ def execute(plan: Plan, stale: list[str], cores: int) -> int:
     end_tree(plan.root / "runs", below=identity(os.getpid()))
     display.clear()
     return outcome(plan, stale, display, snakemake.returncode, log)
+
+
+@contextmanager
+def warm_process(environ: dict[str, str], notebooks: int, output: BinaryIO) -> Iterator[None]:
+    """Have a process load the libraries that kernels need, and name its socket in ``environ``."""
+    if notebooks < warm.WORTH or not warm.possible():
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix=f"{SOCKETS}{os.getpid()}-", ignore_cleanup_errors=True) as folder:  # fmt: skip
+        path = str(Path(folder) / "warm")
+        # `run` gives kernels as many threads
+        threads = {f"{library}_NUM_THREADS": environ[KEPT_THREADS] for library in THREADS}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "usp_lab.warm", path], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            cwd=environ["USP_LAB_ROOT"], env=environ | threads, start_new_session=True,
+        )  # fmt: skip
+        environ[warm.SOCKET] = path
+        try:
+            yield
+        finally:
+            process.kill()
+            process.wait()
 
 
 def snakemake_command(plan: Plan, stale: list[str], cores: int) -> list[str]:
