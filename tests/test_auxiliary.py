@@ -1,6 +1,7 @@
 """What the detector and the generator are measured by: both ends of each metric, and the baselines beside."""
 
 import math
+from random import Random
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from usp_lab.data import Dialogue
 from usp_lab.detector_training import Utterances, utterances
 from usp_lab.extract_rules import RuleExtractor
 from usp_lab.profiles import Profile
+from usp_lab.synthetic import describe, said_by_chance, task_of
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +157,22 @@ def test_the_truth_is_read_back_and_another_s_is_not(corpus, split):
     assert 0.5 < value(found, "generator_topic", "rules") and 0.5 < value(found, "generator_style", "rules") < 0.95  # fmt: skip
     assert value(found, "generator_topic", "none") == 0 == value(found, "generator_style", "none")
     assert math.isnan(value(found, "generator_style_precision", "none"))
+
+
+def test_habits_that_profiles_mention_by_chance_are_counted_apart(corpus):
+    some = corpus.train
+    plain = [d for d in some if set(d.truth["expressed"]) & said_by_chance(d.truth["user"])]
+    assert plain
+    kept = [
+        [a for a in d.truth["expressed"] if a not in said_by_chance(d.truth["user"])] for d in plain
+    ]
+    told = [
+        Profile(text=describe(task_of(d), k, d.truth["asked"], Random(0)))
+        for d, k in zip(plain, kept, strict=True)
+    ]
+    found = aux.generator_estimates({"told": told}, plain)
+    assert value(found, "generator_style", "told") > 0.98
+    assert 0.6 < value(found, "generator_style_mentioned", "told") < 0.95
 
 
 def test_likeness_is_one_to_itself_and_less_to_another(corpus):

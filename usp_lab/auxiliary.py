@@ -5,6 +5,7 @@ detector_estimates(sides, {"detector": detector.probabilities, "bag_of_words": w
 generator_estimates({"generator": profiles, "rules": by_rules}, dialogues)
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -18,6 +19,8 @@ from usp_lab.goals import goal_finder
 from usp_lab.profile_quality import judge
 from usp_lab.profiles import Profile, sentences, split_profile
 from usp_lab.reward import HALVES, half_cosines
+from usp_lab.surface import measure_style
+from usp_lab.synthetic import said_by_chance
 from usp_lab.tidy import owners, row
 from usp_lab.users import STYLE
 
@@ -194,14 +197,16 @@ def generator_estimates(
     seed: int = 0,
 ) -> pd.DataFrame:
     """Return per extractor ``generator_topic``: share of dialogues whose topic the profile names; ``generator_style``:
-    share of the habits of writing that the dialogue expresses which the profile gets right; ``generator_style_precision``: of the
-    habits that it claims.
+    share of the habits of writing that the turns show which the profile gets right; ``generator_style_mentioned``: of all
+    that the true profile mentions, with the unremarkable ones that it mentions one time in four by chance (no reader of
+    the turns can know when); ``generator_style_precision``: share of the habits claimed that it mentions.
 
     Args:
         found: arm -> a profile a dialogue, None where it failed, which misses all.
         dialogues: of the population.
     """
     rows, whose = [], owners(dialogues)
+    chance = [said_by_chance(d.truth["user"]) for d in dialogues]
     for arm, profiles in found.items():
         named = [float(topic_of(p) == d.truth["topic"]) for d, p in zip(dialogues, profiles, strict=True)]  # fmt: skip
         rows.append(row("generator_topic", arm, stats.mean(named, whose, unit, seed), better="higher"))  # fmt: skip
@@ -209,12 +214,28 @@ def generator_estimates(
             [r for r in judge(d, p) if r[0] in STYLE]
             for d, p in zip(dialogues, profiles, strict=True)
         ]
-        for metric, kind in (("generator_style", "item"), ("generator_style_precision", "claim")):
-            right = [float(sum(r[2] for r in own if r[1] == kind)) for own in judged]
-            total = [float(sum(r[1] == kind for r in own)) for own in judged]
-            e = stats.ratio(right, total, whose, unit, seed)
+        items = [[r for r in own if r[1] == "item"] for own in judged]
+        counted = {
+            "generator_style": [[r for r in own if r[0] not in c] for own, c in zip(items, chance, strict=True)],
+            "generator_style_mentioned": items,
+            "generator_style_precision": [[r for r in own if r[1] == "claim"] for own in judged],
+        }  # fmt: skip
+        for metric, some in counted.items():
+            right = [float(sum(r[2] for r in own)) for own in some]
+            e = stats.ratio(right, [float(len(own)) for own in some], whose, unit, seed)
             rows.append(row(metric, arm, e, better="higher"))
     return pd.DataFrame(rows)
+
+
+def _measured(turns: Sequence[str]) -> list[float]:
+    """Return what can be counted of a user's habits."""
+    found = measure_style(turns)
+    return [*map(float, found.values()), math.log1p(found["words"])]
+
+
+def _shows(habit: str, dialogue: Dialogue) -> bool:
+    truth = dialogue.truth
+    return habit in truth["expressed"] and habit not in said_by_chance(truth["user"])
 
 
 def habits_on_purpose(
@@ -222,27 +243,37 @@ def habits_on_purpose(
 ) -> pd.DataFrame:  # fmt: skip
     """Return ``generator_style`` of a linear reader that is taught nothing else, by the truth: what there is to see.
 
-    For each habit a logistic regression over words, letters and turns' lengths, on the dialogues that express it; when
-    read it is told which habits those are, which a generator must find out.
+    For each habit a logistic regression over words, letters and what `measure_style` counts, on the dialogues that
+    express it; when read it is told which habits those are, which a generator must find out.
 
     Args:
         learned: training dialogues of the population.
         tests: suffix of the arm ``on_purpose`` -> dialogues.
     """
+    from scipy.sparse import csr_matrix, hstack
     from sklearn.dummy import DummyClassifier
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_union
-    from sklearn.preprocessing import FunctionTransformer
+    from sklearn.preprocessing import StandardScaler
 
-    size = FunctionTransformer(lambda texts: np.log([[len(t.split()) / (t.count("\n") + 1)] for t in texts]))  # fmt: skip
-    reader = make_union(*_counts(20_000, (1, 3)), size)
-    said = ["\n".join(d.user_turns) for d in learned]
-    x = reader.fit_transform(said)
-    seen = {k: reader.transform(["\n".join(d.user_turns) for d in some]) for k, some in tests.items()}  # fmt: skip
+    reader, scale = make_union(*_counts(20_000, (1, 3))), StandardScaler()
+
+    def features(some: Sequence[Dialogue], fit: bool = False):
+        said = ["\n".join(d.user_turns) for d in some]
+        habits = [_measured(d.user_turns) for d in some]
+        if fit:
+            reader.fit(said)
+            scale.fit(habits)
+        return hstack([reader.transform(said), csr_matrix(scale.transform(habits))]).tocsr()
+
+    x = features(learned, fit=True)
+    seen = {k: features(some) for k, some in tests.items()}
     right = {k: np.zeros((len(STYLE), len(some))) for k, some in tests.items()}
-    shown = {k: np.array([[h in d.truth["expressed"] for d in some] for h in STYLE]) for k, some in tests.items()}  # fmt: skip
+    shown = {
+        k: np.array([[_shows(h, d) for d in some] for h in STYLE]) for k, some in tests.items()
+    }
     for i, habit in enumerate(STYLE):
-        own = [j for j, d in enumerate(learned) if habit in d.truth["expressed"]]
+        own = [j for j, d in enumerate(learned) if _shows(habit, d)]
         values = [learned[j].truth["user"][habit] for j in own]
         if not own:
             continue

@@ -9,7 +9,7 @@ attribute, hazards, stop. Same seed, same bytes.
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from random import Random
 
@@ -120,6 +120,11 @@ def fill_title(task: Task, goal: str) -> str:
     """Return a goal's title with the task's slots, as profiles name it."""
     text = goal_of(task.topic, goal)["title"]
     return fill("x" + text, task.slots)[1:]
+
+
+def said_by_chance(z: Mapping[str, str]) -> set[str]:
+    """Return the habits of a user that are unremarkable, and that a profile mentions one time in four: no turn tells when."""
+    return {h for h in _MENTIONED_PLAIN if z[h] == _PLAIN[h]}
 
 
 def _expressed(task: Task, turns: Sequence[str], course: dict, rng: Random) -> list[str]:
