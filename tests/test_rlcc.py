@@ -27,7 +27,7 @@ from usp_lab.look_alikes import look_alike
 from usp_lab.models import load_causal_lm, load_tokenizer
 from usp_lab.profile_generator import Written
 from usp_lab.reward import CycleReward, Terms, half_cosines
-from usp_lab.rlcc import order, train_rlcc
+from usp_lab.rlcc import dealt, order, train_rlcc
 from usp_lab.rlcc_settings import RlccSettings
 from usp_lab.rollouts import Policy, roll_out
 from usp_lab.simulate import UserSimulator
@@ -422,6 +422,21 @@ def test_order_plays_every_target_equally_often():
     assert Counter(order(5, 20, 0)) == {i: 4 for i in range(5)} and order(5, 20, 0) != order(
         5, 20, 1
     )
+
+
+def test_processes_get_as_much_to_do():
+    sizes = np.random.default_rng(0).integers(200, 900, 64)
+
+    def uneven(step: list[int], world: int) -> int:
+        return np.ptp(sizes[np.array(step).reshape(world, -1)].sum(1))
+
+    for n, world in ((16, 2), (16, 4), (12, 2), (8, 2)):
+        steps = [order(64, n, seed) for seed in range(20)]
+        shared = [dealt(step, sizes.tolist()) for step in steps]
+        assert list(map(sorted, shared)) == list(map(sorted, steps))
+        fair, plain = (sum(uneven(step, world) for step in some) for some in (shared, steps))
+        assert fair < 0.4 * plain
+    assert dealt([4, 2, 3], sizes.tolist()) == [4, 2, 3]  # halves would share a group
 
 
 @pytest.mark.parametrize(

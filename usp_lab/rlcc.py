@@ -109,6 +109,9 @@ def _train(targets, validation, assistant, reward, out: Path, s: RlccSettings, k
             f"max_length={s.max_length} but {s.base} has a context of {context}; lower it"
         )
     rounds = -(-s.steps // s.iterations)
+    played = order(len(targets), rounds * s.profiles, s.seed)
+    steps = [played[i : i + s.profiles] for i in range(0, len(played), s.profiles)]
+    prompts = [str(i) for step in steps for i in dealt(step, [len(t.profile) for t in targets])]
     looks = Looks(every, folder / "best")
     trainer = CycleTrainer(
         settings=s,
@@ -119,9 +122,7 @@ def _train(targets, validation, assistant, reward, out: Path, s: RlccSettings, k
         out=out,
         model=model,
         args=args,
-        train_dataset=Dataset.from_dict(
-            {"prompt": [str(i) for i in order(len(targets), rounds * s.profiles, s.seed)]}
-        ),
+        train_dataset=Dataset.from_dict({"prompt": prompts}),
         processing_class=tokenizer,
     )
     looks.trainer = trainer
@@ -200,6 +201,22 @@ def order(n: int, places: int, seed: int) -> list[int]:
     rng = np.random.default_rng(seed)
     passes = [rng.permutation(n) for _ in range(-(-places // n))]
     return np.concatenate(passes)[:places].tolist()
+
+
+def dealt(step: Sequence[int], sizes: Sequence[int]) -> list[int]:
+    """Return a step's targets so that its halves, quarters, ... have as much to do: processes take their shares in turn.
+
+    Dialogues about long profiles take more turns, and the slowest process decides how long a step takes. It is one
+    order for any number of processes, so that they draw alike.
+
+    >>> dealt([0, 1, 2, 3], sizes=[10, 40, 30, 20])
+    [1, 0, 2, 3]
+    """
+    if len(step) < 2 or len(step) % 2:
+        return list(step)
+    falling = sorted(step, key=lambda i: -sizes[i])
+    hands = falling[0::4] + falling[3::4], falling[1::4] + falling[2::4]
+    return [i for hand in hands for i in dealt(hand, sizes)]
 
 
 def _key(targets, validation, assistant, reward: "CycleReward", s: RlccSettings) -> str:
