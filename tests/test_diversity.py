@@ -9,8 +9,9 @@ import pytest
 from usp_lab import adv, diversity, evaluate, tidy
 from usp_lab.chat import Message
 from usp_lab.data import Dialogue
-from usp_lab.diversity import AgainstReal, Cloud, distribution_estimates, halves, vendi_estimates
+from usp_lab.diversity import AgainstReal, Cloud, distribution_estimates, vendi_estimates
 from usp_lab.errors import UspError
+from usp_lab.tidy import halves
 
 NAN = math.nan
 N, EACH = 24, 6  # users, turns each

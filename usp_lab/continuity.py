@@ -17,7 +17,7 @@ from usp_lab.chat import is_closing
 from usp_lab.data import Dialogue
 from usp_lab.simulate import Simulated
 from usp_lab.termination import ending
-from usp_lab.tidy import row
+from usp_lab.tidy import halves, row
 
 _PRAISE = re.compile(
     r"\b(thank(s| you)|thx|grateful|appreciate|(so|very|most) (kind|helpful|useful)|my pleasure|"
@@ -256,11 +256,8 @@ def turn_distances(
 
 def human_split(counts: Sequence[float], users: Sequence[str], seed: int = 0) -> list[np.ndarray]:
     """Return the counts of two random halves of the users, NaN for those of the other half."""
-    names = list(dict.fromkeys(users))
-    half = set(np.random.default_rng(seed).permutation(len(names))[: len(names) // 2].tolist())
-    place = {u: i for i, u in enumerate(names)}
-    mine = np.array([place[u] in half for u in users])
-    counts = np.asarray(counts, float)
+    half = halves(users, seed)
+    mine, counts = np.array([half[u] for u in users]), np.asarray(counts, float)
     return [np.where(mine, counts, np.nan), np.where(mine, np.nan, counts)]
 
 

@@ -23,14 +23,6 @@ from usp_lab.tidy import row
 _FREE = (-math.inf, math.inf)
 
 
-def halves(users: Sequence[Hashable], seed: int = 0) -> dict[Hashable, bool]:
-    """Return of each user whether it is in a random half of the users (of an odd number, the smaller one)."""
-    names = list(dict.fromkeys(users))
-    order = np.random.default_rng(seed).permutation(len(names))
-    chosen = {names[i] for i in order[: len(names) // 2]}
-    return {name: name in chosen for name in names}
-
-
 def scored_row(metric: str, arm: str, scored: Scored, **more: object) -> dict:
     """Return one row of a tidy table with its reason."""
     return row(metric, arm, scored.estimate, reason=scored.reason, **more)

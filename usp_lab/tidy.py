@@ -3,7 +3,7 @@
 A tidy table has the columns metric, arm, value, low, high, n, unit; `Run.record` writes it into metrics.json.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -42,6 +42,14 @@ def one_each(dialogues: Sequence[Dialogue], n: int | None = None) -> list[Dialog
 def unit_of(corpus: Corpus) -> str:
     """Return the name of what `owners` resamples."""
     return "user" if all(d.user_id for d in corpus.test) else "dialogue"
+
+
+def halves(users: Sequence[Hashable], seed: int = 0) -> dict[Hashable, bool]:
+    """Return of each user whether it is in a random half of the users (of an odd number, the smaller one)."""
+    names = list(dict.fromkeys(users))
+    order = np.random.default_rng(seed).permutation(len(names))
+    chosen = {names[i] for i in order[: len(names) // 2]}
+    return {name: name in chosen for name in names}
 
 
 def compare_corpora(

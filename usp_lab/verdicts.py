@@ -16,8 +16,8 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from usp_lab import stats
-from usp_lab.diversity import halves
 from usp_lab.errors import UspError
+from usp_lab.tidy import halves
 
 DOSES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 LEAST_MONOTONY, LEAST_AUC, AT = 0.8, 0.9, 0.5  # what it takes to see a break; the AUC at that dose

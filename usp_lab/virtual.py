@@ -77,21 +77,17 @@ class PairRules:
         return PairRules([*self.pairs, *other.pairs])
 
     def banned(self, facts: Mapping[str, str]) -> set[Item]:
-        """Return the manners that these facts exclude; a coarse fact excludes what all of its values do."""
+        """Return the manners that these facts exclude; a coarse fact excludes what all of its values do.
+
+        >>> rules = PairRules([(("age", "65+"), ("filler", "lol"))])
+        >>> rules.banned({"age": "65+"}), rules.banned({"age": "18-24|65+"})
+        ({('filler', 'lol')}, set())
+        """
         out: set[Item] = set()
         for a, value in facts.items():
             each = [self._banned.get((a, v), set()) for v in (value, *value.split("|"))]
             out |= each[0] | set.intersection(*each[1:])
         return out
-
-    def conflict(self, facts: Mapping[str, str], manner: Mapping[str, str]) -> bool:
-        """Tell whether a manner is one that these facts exclude.
-
-        >>> rules = PairRules([(("age", "65+"), ("filler", "lol"))])
-        >>> rules.conflict({"age": "65+"}, {"filler": "lol"}), rules.conflict({"age": "18-24|65+"}, {"filler": "lol"})
-        (True, False)
-        """
-        return _hits(self.banned(facts), manner)
 
 
 def _hits(banned: set[Item], manner: Mapping[str, str]) -> bool:
