@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -712,6 +713,50 @@ def test_forked_kernels_have_the_libraries_and_draw_apart(checkout: Checkout):
     assert set(had) == {"True"} and len(set(drawn)) == 2
     assert "processes" in argv[0]  # as a kernel of its own sees itself
     assert not checkout.processes()
+    log = (checkout.root / "runs" / "tiny" / "snakemake.log").read_text()
+    assert "To connect another client" not in log
+
+
+@pytest.fixture
+def served(tmp_path: Path):
+    """A function that starts kernels, as the runner does, forked from a process that has loaded next to nothing."""
+    folder = Path(tempfile.mkdtemp(prefix="w", dir="/tmp"))
+    code = "import sys; from pathlib import Path; from usp_lab import warm; warm._LIBRARIES = ['colorsys']; warm.serve(Path(sys.argv[1]))"  # fmt: skip
+    server = subprocess.Popen([sys.executable, "-c", code, str(folder / "warm")], cwd=HERE)
+
+    def ask(*words: str, patience: float = 10.0) -> subprocess.Popen:
+        until((folder / "warm").exists)
+        own = (
+            f"from usp_lab import processes, warm; warm._PATIENCE = {patience}; processes.kernel()"
+        )
+        command, environ = (
+            [sys.executable, "-c", own, *words],
+            os.environ | {warm.SOCKET: str(folder / "warm")},
+        )
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, cwd=HERE, env=environ, **pipes)
+
+    yield ask, server
+    server.kill()
+    server.wait()
+    shutil.rmtree(folder)
+
+
+@pytest.mark.skipif(not warm.possible(), reason="kernels are forked on Linux without a GPU alone")
+def test_a_forked_kernel_that_cannot_begin_says_why(served, tmp_path):
+    ask, _ = served
+    asked = ask("-f", str(tmp_path / "k.json"), "--transport=ipc", "--ip=/dev/null/x")
+    said = asked.communicate(timeout=60)[1]
+    assert asked.returncode == 1 and "Traceback" in said
+
+
+@pytest.mark.skipif(not warm.possible(), reason="kernels are forked on Linux without a GPU alone")
+def test_a_kernel_begins_by_itself_where_nobody_answers(served):
+    ask, server = served
+    said = ask("--version").communicate(timeout=60)[0]
+    server.send_signal(signal.SIGSTOP)
+    asked = ask("--version", patience=0.5)
+    assert asked.wait(timeout=60) == 0 and asked.stdout.readline() == said != ""
 
 
 @pytest.mark.parametrize("forked", [False, True])

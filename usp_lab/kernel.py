@@ -25,10 +25,10 @@ from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import load_notebook_node
 
 from usp_lab.errors import UspError
+from usp_lab.processes import SOCKET_PATH
 
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 SHOWN_SOURCE, SHOWN_MESSAGE = 7, 12  # lines of a report: a failure fits on one screen
-SOCKET_PATH = 100  # bytes that the system allows a socket's path, less a margin
 
 
 @dataclass(frozen=True)

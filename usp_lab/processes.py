@@ -24,6 +24,7 @@ CHAIN = "USP_LAB_CHAIN"  # "pid:create_time pid:create_time", oldest first
 RUNS = "USP_LAB_RUNS"  # the folder that this tree of processes writes to
 MAKE = "USP_LAB_MAKE_PID"  # set by the Makefile
 
+SOCKET_PATH = 100  # bytes that the system allows a socket's path, less a margin
 CLOCK = 5.0  # seconds that the clock may be set while we run: create times are read through it
 
 
@@ -169,9 +170,16 @@ def be_kernel() -> None:
     kernelapp.launch_new_instance()
 
 
-if __name__ == "__main__":
+def kernel() -> None:
+    """Be a kernel that ends with its parents: one that a warm process forks, where there is one, or this process."""
     from usp_lab.warm import borrow
 
     end_with_parents(own_parent=True)
-    if not borrow():
+    code = borrow()
+    if code is None:
         be_kernel()
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    kernel()

@@ -19,7 +19,14 @@ from usp_lab.display import Display
 from usp_lab.errors import UspError
 from usp_lab.files import HUB, write_json
 from usp_lab.plan import PLAN, Plan
-from usp_lab.processes import end_tree, end_with_parents, identity, join_chain, one_at_a_time
+from usp_lab.processes import (
+    SOCKET_PATH,
+    end_tree,
+    end_with_parents,
+    identity,
+    join_chain,
+    one_at_a_time,
+)
 from usp_lab.run import EVENTS, KEPT_THREADS, NO_SPACE, SOCKETS, THREADS, no_space
 
 
@@ -139,6 +146,9 @@ def warm_process(environ: dict[str, str], notebooks: int, output: BinaryIO) -> I
         return
     with tempfile.TemporaryDirectory(prefix=f"{SOCKETS}{os.getpid()}-", ignore_cleanup_errors=True) as folder:  # fmt: skip
         path = str(Path(folder) / "warm")
+        if len(os.fsencode(path)) > SOCKET_PATH - 5:
+            yield
+            return
         # `run` gives kernels as many threads
         threads = {f"{library}_NUM_THREADS": environ[KEPT_THREADS] for library in THREADS}
         process = subprocess.Popen(
