@@ -292,6 +292,20 @@ def test_fine_tuning_a_checkpoint(release, tmp_path, monkeypatch, lora, end_toke
     assert str(release) not in card
 
 
+def test_the_base_is_kept_where_no_look_at_validation_is_better(release, tmp_path):
+    s = replace(TINY, base=str(release), max_steps=4, evals=2, max_length=512)
+    better = train_sft(TRAIN, VALIDATION, tmp_path / "better", replace(s, lr=1e-2))
+    first = better.history[0]
+    assert first["step"] == 0 and first["eval_loss"] > better.best_loss and better.kept > 0
+    again = replace(s, base=str(better.path), lr=0.5, optimizer="adamw")  # which spoils it
+    worse = train_sft(TRAIN, VALIDATION, tmp_path / "worse", again)
+    assert worse.kept == 0 and worse.best_loss == pytest.approx(better.best_loss, rel=1e-4)
+    old, new = weights(better.path), weights(worse.path)
+    assert old.keys() == new.keys() and all(torch.equal(old[k], new[k]) for k in old)
+    assert "at step 0: the weights it began with" in (worse.path / "README.md").read_text()
+    assert train_sft(TRAIN, VALIDATION, tmp_path / "worse", again) == worse
+
+
 @pytest.mark.parametrize("lora", [0, 2])
 def test_base_without_template_or_header_tokens(tmp_path, lora):
     """As Llama-3's base model (no template), and one that never heard of headers."""

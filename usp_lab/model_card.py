@@ -63,7 +63,8 @@ tags: [user-simulation]
 
 {parameters:,} parameters, {start}, trained by `usp_lab.sft` after USP (arXiv 2502.18968): loss on
 {whose} and their `<|eot_id|>` alone. Best validation loss: {result.best_loss:.4f} nats a
-trained token. Data fingerprint: {fingerprint or "not given"}. {end}
+trained token, at step {result.kept}{"" if result.kept else ": the weights it began with are kept, training made them no better"}.
+Data fingerprint: {fingerprint or "not given"}. {end}
 
 {tables}
 

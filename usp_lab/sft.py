@@ -42,7 +42,8 @@ def train_sft(
 
     Args:
         train, validation: dialogues; validation loss decides when to stop and which weights are
-            kept.
+            kept, be it those of the base that it goes on from (where these are known whole: no LoRA,
+            no shards, no new token).
         out: folder of the model; checkpoints lie in ``out/checkpoints`` until the end.
         settings: see `SftSettings`.
         fingerprint: of the data, for the model card.
@@ -120,13 +121,17 @@ def _train(train, validation, out: Path, s: SftSettings, key: str, fingerprint: 
             "or several whole copies (torchrun), or all weights (lora=0)"
         )
     quiet(trainer, stop, Bar(out.name))
+    whole = not (new_tokens or s.lora or _sharded(trainer))
     with quiet_bars():
+        before = [trainer.evaluate() | {"step": 0}] if s.base and whole else []
         trainer.train(resume_from_checkpoint=last and str(last))
     trainer.accelerator.wait_for_everyone()  # each has loaded the best weights
     curve = [h for h in trainer.state.log_history if "loss" in h or "eval_loss" in h]
-    result = SftResult(out, curve, dict(counts), state.get("global_step", 0))
+    result = SftResult(out, before + curve, dict(counts), state.get("global_step", 0))
     # gathered from all processes, where each holds a shard; LoRA's are merged when they are saved
     weights = None if s.lora else trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if result.kept == 0:
+        weights = _start(train, s)[1].state_dict()
     if trainer.is_world_process_zero():
         _save(trainer, weights, tokenizer, result, replace(s, bf16=args.bf16), key, fingerprint)
     trainer.accelerator.wait_for_everyone()

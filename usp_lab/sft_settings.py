@@ -128,4 +128,13 @@ class SftResult:
     @property
     def best_loss(self) -> float:
         """The validation loss of the weights that were kept."""
-        return min(h["eval_loss"] for h in self.history if "eval_loss" in h)
+        return self._best["eval_loss"]
+
+    @property
+    def kept(self) -> int:
+        """The step whose weights were kept; 0: those it began with, which no look at validation found worse."""
+        return self._best["step"]
+
+    @property
+    def _best(self) -> dict:
+        return min((h for h in self.history if "eval_loss" in h), key=lambda h: h["eval_loss"])

@@ -192,7 +192,7 @@ class Bar(TrainerCallback):
     """A bar with rate, remaining time and the latest losses; other processes show none."""
 
     def __init__(self, title: str) -> None:
-        self.title, self.losses = title, {}
+        self.title, self.losses, self.bar = title, {}, None
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Open the bar at the step that training resumes from."""
@@ -214,7 +214,8 @@ class Bar(TrainerCallback):
         """Show the latest losses at the next refresh."""
         names = {"loss": "loss", "eval_loss": "validation", "reward": "reward"}
         self.losses |= {names[k]: f"{v:.3f}" for k, v in (logs or {}).items() if k in names}
-        self.bar.set_postfix(self.losses, refresh=False)
+        if self.bar is not None:  # None: a look before training
+            self.bar.set_postfix(self.losses, refresh=False)
 
     def on_train_end(self, args, state, control, **kwargs):
         """Take the bar off."""
