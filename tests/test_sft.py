@@ -304,6 +304,8 @@ def test_the_base_is_kept_where_no_look_at_validation_is_better(release, tmp_pat
     assert old.keys() == new.keys() and all(torch.equal(old[k], new[k]) for k in old)
     assert "at step 0: the weights it began with" in (worse.path / "README.md").read_text()
     assert train_sft(TRAIN, VALIDATION, tmp_path / "worse", again) == worse
+    plato = train_sft(TRAIN, VALIDATION, tmp_path / "plato", replace(again, with_profile=False))
+    assert plato.kept > 0  # it has to unlearn profiles
 
 
 @pytest.mark.parametrize("lora", [0, 2])

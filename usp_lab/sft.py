@@ -42,8 +42,8 @@ def train_sft(
 
     Args:
         train, validation: dialogues; validation loss decides when to stop and which weights are
-            kept, be it those of the base that it goes on from (where these are known whole: no LoRA,
-            no shards, no new token).
+            kept, be it those of the base that it goes on from (of one that learns with profiles, whole: no
+            LoRA, no shards, no new token).
         out: folder of the model; checkpoints lie in ``out/checkpoints`` until the end.
         settings: see `SftSettings`.
         fingerprint: of the data, for the model card.
@@ -121,9 +121,10 @@ def _train(train, validation, out: Path, s: SftSettings, key: str, fingerprint: 
             "or several whole copies (torchrun), or all weights (lora=0)"
         )
     quiet(trainer, stop, Bar(out.name))
-    whole = not (new_tokens or s.lora or _sharded(trainer))
+    # One that is to learn without profiles must not stay one that learned with them.
+    known = s.base and s.with_profile and not (new_tokens or s.lora or _sharded(trainer))
     with quiet_bars():
-        before = [trainer.evaluate() | {"step": 0}] if s.base and whole else []
+        before = [trainer.evaluate() | {"step": 0}] if known else []
         trainer.train(resume_from_checkpoint=last and str(last))
     trainer.accelerator.wait_for_everyone()  # each has loaded the best weights
     curve = [h for h in trainer.state.log_history if "loss" in h or "eval_loss" in h]
