@@ -27,8 +27,9 @@ from usp_lab.look_alikes import look_alike
 from usp_lab.models import load_causal_lm, load_tokenizer
 from usp_lab.profile_generator import Written
 from usp_lab.reward import CycleReward, Terms, half_cosines
-from usp_lab.rlcc import dealt, order, train_rlcc
+from usp_lab.rlcc import train_rlcc
 from usp_lab.rlcc_settings import RlccSettings
+from usp_lab.rlcc_targets import dealt, order
 from usp_lab.rollouts import Policy, roll_out
 from usp_lab.simulate import UserSimulator
 from usp_lab.store import FAILED

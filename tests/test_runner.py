@@ -29,6 +29,9 @@ from usp_lab.record import REQUEST, RESERVED, start
 from usp_lab.results import load_runs
 
 HERE = Path(__file__).resolve().parents[1]
+forks = pytest.mark.skipif(
+    not warm.possible(), reason="kernels are forked on Linux without a GPU alone"
+)
 FRAME = (
     "__init__ cli dependencies display errors files kernel notebooks plan presets processes record results run warm workflow"
 ).split()
@@ -698,7 +701,7 @@ def test_failures_are_named(checkout: Checkout):
     assert not (folder / "manifest.json").exists()
 
 
-@pytest.mark.skipif(not warm.possible(), reason="kernels are forked on Linux without a GPU alone")
+@forks
 def test_forked_kernels_have_the_libraries_and_draw_apart(checkout: Checkout):
     checkout.warm()
     look = "import sys\nhad = 'colorsys' in sys.modules\nimport numpy as np\n"
@@ -718,23 +721,20 @@ def test_forked_kernels_have_the_libraries_and_draw_apart(checkout: Checkout):
 
 
 @pytest.fixture
-def served(tmp_path: Path):
+def served():
     """A function that starts kernels, as the runner does, forked from a process that has loaded next to nothing."""
-    folder = Path(tempfile.mkdtemp(prefix="w", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="w", dir="/tmp"))  # short, as a socket's path must be
+    path = folder / "warm"
     code = "import sys; from pathlib import Path; from usp_lab import warm; warm._LIBRARIES = ['colorsys']; warm.serve(Path(sys.argv[1]))"  # fmt: skip
-    server = subprocess.Popen([sys.executable, "-c", code, str(folder / "warm")], cwd=HERE)
+    server = subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=HERE)
 
     def ask(*words: str, patience: float = 10.0) -> subprocess.Popen:
-        until((folder / "warm").exists)
-        own = (
-            f"from usp_lab import processes, warm; warm._PATIENCE = {patience}; processes.kernel()"
-        )
-        command, environ = (
-            [sys.executable, "-c", own, *words],
-            os.environ | {warm.SOCKET: str(folder / "warm")},
-        )
+        until(path.exists)
+        own = "from usp_lab import processes, warm; "
+        own += f"warm._PATIENCE = {patience}; processes.kernel()"
+        environ = os.environ | {warm.SOCKET: str(path)}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, cwd=HERE, env=environ, **pipes)
+        return subprocess.Popen([sys.executable, "-c", own, *words], cwd=HERE, env=environ, **pipes)
 
     yield ask, server
     server.kill()
@@ -742,7 +742,7 @@ def served(tmp_path: Path):
     shutil.rmtree(folder)
 
 
-@pytest.mark.skipif(not warm.possible(), reason="kernels are forked on Linux without a GPU alone")
+@forks
 def test_a_forked_kernel_that_cannot_begin_says_why(served, tmp_path):
     ask, _ = served
     asked = ask("-f", str(tmp_path / "k.json"), "--transport=ipc", "--ip=/dev/null/x")
@@ -750,7 +750,7 @@ def test_a_forked_kernel_that_cannot_begin_says_why(served, tmp_path):
     assert asked.returncode == 1 and "Traceback" in said
 
 
-@pytest.mark.skipif(not warm.possible(), reason="kernels are forked on Linux without a GPU alone")
+@forks
 def test_a_kernel_begins_by_itself_where_nobody_answers(served):
     ask, server = served
     said = ask("--version").communicate(timeout=60)[0]
@@ -759,11 +759,9 @@ def test_a_kernel_begins_by_itself_where_nobody_answers(served):
     assert asked.wait(timeout=60) == 0 and asked.stdout.readline() == said != ""
 
 
-@pytest.mark.parametrize("forked", [False, True])
+@pytest.mark.parametrize("forked", [False, pytest.param(True, marks=forks)])
 def test_killed_anywhere_and_started_again(checkout: Checkout, forked):
     """SIGKILL to make, usp-lab, snakemake, the kernel and what it was forked from, then Ctrl-C, then nothing."""
-    if forked and not warm.possible():
-        pytest.skip("kernels are forked on Linux without a GPU alone")
     if forked:
         checkout.warm()
     tools = checkout.root / ".venv" / "bin"

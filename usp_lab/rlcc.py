@@ -18,8 +18,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from usp_lab.data import Dialogue, load_dialogues
 from usp_lab.errors import UspError
 from usp_lab.files import room_on_disk
@@ -79,6 +77,7 @@ def _train(targets, validation, assistant, reward, out: Path, s: RlccSettings, k
     from usp_lab.finished import last_checkpoint, prepare_folder
     from usp_lab.guards import Guards
     from usp_lab.models import Device, load_causal_lm, load_tokenizer, quiet_bars
+    from usp_lab.rlcc_targets import dealt, order
     from usp_lab.rlcc_trainer import (
         GUARDS,
         ROLLOUTS,
@@ -190,33 +189,6 @@ def arguments(s: RlccSettings, folder: Path, every: int):
         logging_steps=1,
         report_to="none",
     )
-
-
-def order(n: int, places: int, seed: int) -> list[int]:
-    """Return which target is played when: shuffled passes over all, the same in every process.
-
-    >>> sorted(order(3, 6, 0))
-    [0, 0, 1, 1, 2, 2]
-    """
-    rng = np.random.default_rng(seed)
-    passes = [rng.permutation(n) for _ in range(-(-places // n))]
-    return np.concatenate(passes)[:places].tolist()
-
-
-def dealt(step: Sequence[int], sizes: Sequence[int]) -> list[int]:
-    """Return a step's targets so that its halves, quarters, ... have as much to do: processes take their shares in turn.
-
-    Dialogues about long profiles take more turns, and the slowest process decides how long a step takes. It is one
-    order for any number of processes, so that they draw alike.
-
-    >>> dealt([0, 1, 2, 3], sizes=[10, 40, 30, 20])
-    [1, 0, 2, 3]
-    """
-    if len(step) < 2 or len(step) % 2:
-        return list(step)
-    falling = sorted(step, key=lambda i: -sizes[i])
-    hands = falling[0::4] + falling[3::4], falling[1::4] + falling[2::4]
-    return [i for hand in hands for i in dealt(hand, sizes)]
 
 
 def _key(targets, validation, assistant, reward: "CycleReward", s: RlccSettings) -> str:

@@ -1,9 +1,11 @@
-"""Whom reinforcement plays: real profiles of training users, or virtual ones far from all of them.
+"""Whom reinforcement plays, and when: real profiles of training users, or virtual ones far from all of them.
 
 The paper's targets are the 5,000 of 1,000,000 sampled profiles that are least similar to the training set (arXiv
 2502.18968, section 4, as reported). Halves are embedded apart and a virtual profile's embedding is their normalised
 mean, so that a million of them cost no embedding (`far`).
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -66,3 +68,30 @@ def _far(
     ]
     chosen, _ = least_similar(*halves, made.pairs, joint(*halves), n, seed)
     return [made.texts[i] for i in chosen]
+
+
+def order(n: int, places: int, seed: int) -> list[int]:
+    """Return which target is played when: shuffled passes over all, the same in every process.
+
+    >>> sorted(order(3, 6, 0))
+    [0, 0, 1, 1, 2, 2]
+    """
+    rng = np.random.default_rng(seed)
+    passes = [rng.permutation(n) for _ in range(-(-places // n))]
+    return np.concatenate(passes)[:places].tolist()
+
+
+def dealt(step: Sequence[int], sizes: Sequence[int]) -> list[int]:
+    """Return a step's targets so that its halves, quarters, ... have as much to do: processes take their shares in turn.
+
+    Dialogues about long profiles take more turns, and the slowest process decides how long a step takes. It is one
+    order for any number of processes, so that they draw alike.
+
+    >>> dealt([0, 1, 2, 3], sizes=[10, 40, 30, 20])
+    [1, 0, 2, 3]
+    """
+    if len(step) < 2 or len(step) % 2:
+        return list(step)
+    falling = sorted(step, key=lambda i: -sizes[i])
+    hands = falling[0::4] + falling[3::4], falling[1::4] + falling[2::4]
+    return [i for hand in hands for i in dealt(hand, sizes)]

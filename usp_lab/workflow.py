@@ -146,7 +146,7 @@ def warm_process(environ: dict[str, str], notebooks: int, output: BinaryIO) -> I
         return
     with tempfile.TemporaryDirectory(prefix=f"{SOCKETS}{os.getpid()}-", ignore_cleanup_errors=True) as folder:  # fmt: skip
         path = str(Path(folder) / "warm")
-        if len(os.fsencode(path)) > SOCKET_PATH - 5:
+        if len(os.fsencode(f"{path}.part")) > SOCKET_PATH:
             yield
             return
         # `run` gives kernels as many threads
