@@ -278,7 +278,7 @@ def habits_on_purpose(
         if not own:
             continue
         several = len(set(values)) > 1
-        model = LogisticRegression(C=10.0, max_iter=200) if several else DummyClassifier()
+        model = LogisticRegression(C=10.0, max_iter=200, tol=1e-3) if several else DummyClassifier()
         model.fit(x[own], values)
         for k, some in tests.items():
             found = zip(some, model.predict(seen[k]), strict=True)
