@@ -12,9 +12,10 @@ from usp_lab.cli import main
 from usp_lab.data import Dialogue
 from usp_lab.endpoints import Endpoint
 from usp_lab.errors import UspError
-from usp_lab.extract_llm import LlmExtractor, LlmPolisher, read_reply, schema
+from usp_lab.extract_llm import LlmExtractor, read_reply, schema
 from usp_lab.extract_rules import RuleExtractor
 from usp_lab.polish import NotPolished
+from usp_lab.polish_llm import LlmPolisher
 from usp_lab.read_goals import goals
 from usp_lab.read_style import clauses, habits
 from usp_lab.rules import HINTED, STATED, job_patterns, rules

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import sha256
 
+from usp_lab.at_endpoint import AtEndpoint
 from usp_lab.chat import (
     END_TOKEN,
     SPECIAL_TOKENS,
@@ -46,27 +47,12 @@ _SPECIAL = re.compile(
 )
 
 
-class _AtEndpoint:
-    """What both sides share: the loop calls them from threads, one dialogue at a time."""
-
-    remote = True
-
-    def __init__(self, endpoint: Endpoint, sampling: Sampling, name: str | None) -> None:
-        self.client, self.endpoint, self.sampling = Client(endpoint), endpoint, sampling
-        self.name = name or endpoint.model.rstrip("/").rsplit("/", 1)[-1]
-
-    @property
-    def concurrency(self) -> int:
-        """Dialogues that may wait at once."""
-        return self.endpoint.concurrency
-
-    @property
-    def usage(self) -> Usage:
-        """What this side has asked."""
-        return self.client.usage
+def _short(endpoint: Endpoint) -> str:
+    """Return what results call a model that has no name of its own."""
+    return endpoint.model.rstrip("/").rsplit("/", 1)[-1]
 
 
-class EndpointSimulator(_AtEndpoint):
+class EndpointSimulator(AtEndpoint):
     """USP, or a model trained like it, behind an endpoint.
 
     It speaks through ``/v1/completions`` in our own rendering of USP's template, because the
@@ -81,6 +67,8 @@ class EndpointSimulator(_AtEndpoint):
             servers leave special tokens out of the text.
     """
 
+    completions = True
+
     def __init__(
         self,
         endpoint: Endpoint,
@@ -90,7 +78,8 @@ class EndpointSimulator(_AtEndpoint):
         name: str | None = None,
         end_token: bool = False,
     ) -> None:
-        super().__init__(endpoint, sampling, name)
+        super().__init__(Client(endpoint), sampling)
+        self.name = name or _short(endpoint)
         self.with_profile, self.end_token = with_profile, end_token
         self.given = "the target's profile" if with_profile else "the target's true first turn"
 
@@ -102,10 +91,6 @@ class EndpointSimulator(_AtEndpoint):
         )
 
     start = UserSimulator.start
-
-    def check(self) -> None:
-        """Find out whether the endpoint can be used (see `Client.check`)."""
-        self.client.check(sampling=self.sampling, completions=True)
 
     def generate(self, batch: Sequence[Sequence[Message]], seeds: Sequence[int]) -> list[str]:
         """Write the next turn of each dialogue, `END_TOKEN` where the model ends it.
@@ -125,7 +110,7 @@ class EndpointSimulator(_AtEndpoint):
         return END_TOKEN if not text and (ended or self.end_token) else text
 
 
-class EndpointAssistant(_AtEndpoint):
+class EndpointAssistant(AtEndpoint):
     """An assistant behind an endpoint, through ``/v1/chat/completions``. It sees no profile.
 
     Args:
@@ -143,15 +128,11 @@ class EndpointAssistant(_AtEndpoint):
         sampling: Sampling = Sampling(max_new_tokens=512),  # noqa: B008  (frozen)
         name: str | None = None,
     ) -> None:
-        super().__init__(endpoint, sampling, name)
-        self.system = system
+        super().__init__(Client(endpoint), sampling)
+        self.name, self.system = name or _short(endpoint), system
 
     def __repr__(self) -> str:
         return f"EndpointAssistant({self.endpoint.model!r}, {self.system!r}, {self.sampling})"
-
-    def check(self) -> None:
-        """Find out whether the endpoint can be used (see `Client.check`)."""
-        self.client.check(sampling=self.sampling)
 
     def reply(self, batch: Sequence[Sequence[Message]], seeds: Sequence[int]) -> list[str]:
         """Answer the last user turn of each dialogue.

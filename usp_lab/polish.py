@@ -1,6 +1,6 @@
 """From attributes to two fluent paragraphs in the second person, by a template.
 
-A polisher has ``polish(profile) -> text``; `extract_llm.LlmPolisher` asks a language model.
+A polisher has ``polish(profile) -> text``; `polish_llm.LlmPolisher` asks a language model.
 """
 
 from collections.abc import Sequence

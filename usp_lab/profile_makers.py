@@ -52,6 +52,6 @@ def make_polisher(name: str, endpoint=None):
         raise UspError(f"no polisher {name!r}; choose one of {', '.join(POLISHERS)}")
     if endpoint is None:
         raise UspError("polisher 'llm' asks a model at an endpoint; name its URL and model")
-    from usp_lab.extract_llm import LlmPolisher
+    from usp_lab.polish_llm import LlmPolisher
 
     return LlmPolisher(endpoint)

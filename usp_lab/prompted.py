@@ -11,8 +11,11 @@ they are refused.
 import re
 from collections.abc import Mapping, Sequence
 
+from usp_lab.at_endpoint import AtEndpoint
 from usp_lab.chat import END_TOKEN, Message, profile_of, system_message, with_profile
 from usp_lab.data import Dialogue
+from usp_lab.decoding import Sampling
+from usp_lab.endpoint_client import Client
 from usp_lab.errors import UspError
 from usp_lab.persona import read_persona
 from usp_lab.roleplay import texts
@@ -25,33 +28,20 @@ _GIVEN = {
 }
 
 
-class _AtEndpoint:
-    """What simulators at an endpoint share: the loop calls them one dialogue at a time."""
+class _OfClient(AtEndpoint):
+    """A baseline at an endpoint that is given."""
 
-    remote = True
-
-    def __init__(self, client, name: str, sampling) -> None:
-        from usp_lab.decoding import Sampling
-
+    def __init__(self, client: Client | None, name: str, sampling: Sampling | None) -> None:
         if client is None:
             raise UspError(
                 f"arm {name!r} is a language model at an endpoint and none is given; pass "
                 "client=Client(Endpoint(url, model)), or leave this arm out"
             )
-        self.client, self.endpoint, self.name = client, client.endpoint, name
-        self.sampling = sampling or Sampling(max_new_tokens=256)
-        self.concurrency, self.usage = client.endpoint.concurrency, client.usage
-
-    def check(self) -> None:
-        """Ask the endpoint whether it is there, takes the key and serves the model.
-
-        Raises:
-            UspError: which of these it is not.
-        """
-        self.client.check(sampling=self.sampling)
+        super().__init__(client, sampling or Sampling(max_new_tokens=256))
+        self.name = name
 
 
-class PromptedUser(_AtEndpoint):
+class PromptedUser(_OfClient):
     """A chat model that is told to be a user; roles are swapped, since it can only write assistant turns.
 
     Args:
@@ -114,7 +104,7 @@ class PromptedUser(_AtEndpoint):
         ]
 
 
-class UserLMSimulator(_AtEndpoint):
+class UserLMSimulator(_OfClient):
     """UserLM-8b or a model trained like it: a user model that is given an intent and knows an end token.
 
     Its prompt is Llama-3's format with the intent as system message and a user header opened, sent
@@ -129,6 +119,7 @@ class UserLMSimulator(_AtEndpoint):
         UspError: no client.
     """
 
+    completions = True
     given = "the target's intent (what the user wants, not who the user is), and an end token"
 
     def __init__(self, client, intents: Mapping[str, str] | None = None, sampling=None) -> None:
@@ -164,14 +155,6 @@ class UserLMSimulator(_AtEndpoint):
             # Most servers leave special tokens out: an end token alone comes as an empty text.
             out.append(_user_turn(text) if text.strip() else END_TOKEN)
         return out
-
-    def check(self) -> None:
-        """Find out whether the endpoint serves the model and has ``/v1/completions``.
-
-        Raises:
-            UspError: what it lacks.
-        """
-        self.client.check(sampling=self.sampling, completions=True)
 
 
 def intent_of(target: "Dialogue | str") -> str:

@@ -8,7 +8,7 @@ go on. A refused key ends everything, since no request would fare better.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +17,13 @@ from pydantic import BaseModel, ValidationError
 
 from usp_lab.chat import Message
 from usp_lab.decoding import Sampling
-from usp_lab.endpoint_requests import RequestFailed
+from usp_lab.endpoint_client import Client, empty_answer, wait_for
+from usp_lab.endpoint_requests import Endpoint, RequestFailed
+from usp_lab.endpoint_servers import Answer
 
 GREEDY = Sampling(max_new_tokens=1024, temperature=0.0)
+_AGAIN = "That is not the JSON object asked for: {ERROR}. Answer with the corrected object alone."
+_NO_FORMAT = re.compile(r"response_format|json_schema|schema|unsupported|not supported|guided|grammar|extra", re.I)  # fmt: skip
 _FENCE = re.compile(r"\A\s*```\w*\s*|\s*```\s*\Z")
 
 
@@ -56,22 +60,45 @@ def ask_each(
 
 
 def _ask(client, prompt: Sequence[Message], form: type[BaseModel], sampling: Sampling) -> Answered:
-    messages, reply = list(prompt), ""
-    for attempt in (1, 2):
-        try:
-            reply = client.chat(messages, sampling)
-        except RequestFailed as failed:
-            return Answered(None, str(failed), reply)
-        value, error = parse(reply, form)
-        if value is not None:
-            return Answered(value, "", reply)
-        if attempt == 1:
-            again = f"That is not the JSON object asked for: {error}. Answer with the corrected object alone."
-            messages += [
-                {"role": "assistant", "content": reply},
-                {"role": "user", "content": again},
-            ]
-    return Answered(None, f"invalid reply, also after one repair: {error}", reply)
+    sent = []
+
+    def send(messages: Sequence[Message]) -> str:
+        sent.append(client.chat(messages, sampling))
+        return sent[-1]
+
+    try:
+        value, flaw, reply = ask(send, prompt, lambda text: parse(text, form), _AGAIN)
+    except RequestFailed as failed:
+        return Answered(None, str(failed), sent[-1] if sent else "")
+    reason = "" if value is not None else f"invalid reply, also after one repair: {flaw}"
+    return Answered(value, reason, reply)
+
+
+def ask(
+    send: Callable[[Sequence[Message]], str],
+    messages: Sequence[Message],
+    read: Callable[[str], tuple[Any, str]],
+    repair: str,
+) -> tuple[Any, str, str]:
+    """Ask a model, and once more, saying what is wrong, where its reply cannot be read.
+
+    Args:
+        send: messages -> reply.
+        read: reply -> (value, "") or (None, what is wrong).
+        repair: what is said of it, with ``{ERROR}`` in its place.
+
+    Returns:
+        (value, "", reply), or (None, what is wrong with the second reply, that reply).
+
+    Raises:
+        RequestFailed, UspError: as ``send``.
+    """
+    value, flaw = read(reply := send(messages))
+    if value is None:
+        told = repair.strip().replace("{ERROR}", flaw)
+        again = [{"role": "assistant", "content": reply}, {"role": "user", "content": told}]
+        value, flaw = read(reply := send([*messages, *again]))
+    return value, flaw, reply
 
 
 def parse(reply: str, form: type[BaseModel]) -> tuple[BaseModel | None, str]:
@@ -86,3 +113,43 @@ def parse(reply: str, form: type[BaseModel]) -> tuple[BaseModel | None, str]:
         first_error = e.errors()[0]
         where = ".".join(map(str, first_error["loc"])) or "the object"
         return None, f"{where}: {first_error['msg']}"
+
+
+class StructuredClient(Client):
+    """A client that asks for JSON of a schema, as far as the server knows how.
+
+    A server that refuses ``response_format`` is asked without; the schema stands in the prompt anyway.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        super().__init__(endpoint)
+        self.takes_schemas = True
+
+    def structured(
+        self, messages: Sequence[Message], sampling: Sampling, seed: int | None, schema: dict
+    ) -> str:
+        """Return the model's answer to messages.
+
+        Raises:
+            RequestFailed, UspError: as `Client.chat`.
+        """
+        return wait_for([self._structured(messages, sampling, seed, schema)])[0]
+
+    async def _structured(self, messages, sampling, seed, schema) -> str:
+        def read(answer: Answer) -> str:
+            if answer.text.strip():
+                return answer.text.strip()
+            raise empty_answer(answer)
+
+        turns = {"messages": [{"role": m["role"], "content": m["content"]} for m in messages]}
+        if self.takes_schemas:
+            kind = {"name": "profile", "schema": schema, "strict": False}
+            wanted = {"response_format": {"type": "json_schema", "json_schema": kind}}
+            try:
+                return await self._ask("/chat/completions", turns | wanted, sampling, seed, read)
+            except RequestFailed as failed:
+                if failed.status not in (400, 422) or not _NO_FORMAT.search(str(failed)):
+                    raise
+            self.takes_schemas = False
+            self.usage.add(failures=-1)
+        return await self._ask("/chat/completions", turns, sampling, seed, read)
