@@ -187,6 +187,12 @@ def test_goals_are_named_in_the_second_person(turn, goal):
     assert [c.value for c in goals([turn])] == [goal]
 
 
+def test_courtesy_is_no_goal():
+    assert goals(["Would you be so kind as to advise me?"]) == []
+    (goal,) = goals(["Could you be so kind as to help me with my visa form?"])
+    assert goal.value == "your visa form"
+
+
 def test_goals_come_once_and_not_from_goodbyes():
     named = goals(["How do I prune roses?", "no, how do i prune the roses", "thanks, bye!"])
     assert [c.evidence[0].turn for c in named] == [0]

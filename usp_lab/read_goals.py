@@ -15,13 +15,13 @@ from usp_lab.profiles import Claim, Evidence, sentences
 from usp_lab.read_style import clauses
 
 STOP_WORDS = frozenset(
-    """a about above actually after again all almost also although always am an and another any anyone anything are aren't around as ask asked at away back be because been
+    """a about above actually advise after again all almost also although always am an and another any anyone anything are aren't around as ask asked at away back be because been
     before being best better both but by can can't cannot could couldn't did didn't do does doesn't doing don't done down during each either else enough even ever every
     everything explain few find first for from get getting give go going good got had has have haven't having he hello help her here hers hey hi him his how however i'd i'll
-    i'm i've idea if in instead into is isn't it it's its just keep know last least less let let's like little long look looking lot lots made make makes many may maybe me mean
+    i'm i've idea if in instead into is isn't it it's its just keep kind know last least less let let's like little long look looking lot lots made make makes many may maybe me mean
     might mine more most much must my myself need needs never new next nice no not nothing now of off often oh okay on once one only onto or other our ours out over own people
     perhaps please put quite rather really right said same say see seem shall she should since so some someone something sometimes soon sorry still such suggest sure take tell
-    than thank thanks that that's the their them then there there's these they thing things think this those though through to together too toward try two under until up upon
+    than thank thanks that that's the their them then there there's therefore these they thing things think this those though through to together too toward try two under until up upon
     us use used using very want wanted was wasn't way we well went were what what's when where whether which while who whom whose why will with within without won't would
     wouldn't yes yet you you're your yours""".split()
 )
@@ -39,16 +39,17 @@ _LEAD = re.compile(
 )
 _WH = r"how|what|which|where|when|why|who|whether"
 _ME = r"(?:i|we|you|one|u)"
+_KINDLY = r"(?:please |kindly |also |just |be so (?:kind|good) as to |be (?:kind|good) enough to )"
 # (a request's form, what it becomes); the first that fits a sentence is taken.
 _FORMS = [
     (rf"(?:do|would) you (?:happen to )?know ((?:{_WH})\b.+)", r"\1"),
     (rf"(?:tell me|explain|show me|know|understand|find out|wondering|wonder|ask|figure out|is|say|about)\b(?: to me)?,? ((?:{_WH})\b.+)", r"\1"),
-    (rf"^(how|where|when|what) (?:do|can|could|should|would|must|shall|might|did) {_ME} (?:best |go about |even |just )?(.+)", r"\1 to \2"),
-    (rf"^((?:which|what|how (?:much|many|long|often|far|big|hot|deep|high|old))\b[\w' -]*?) (?:do|can|could|should|would|must|shall) {_ME} (.+)", r"\1 to \2"),
+    (rf"^(how|where|when|what) (?:do|can|could|should|would|must|shall|might|did) {_ME} (?!need\b)(?:best |go about |even |just )?(.+)", r"\1 to \2"),
+    (rf"^((?:which|what|how (?:much|many|long|often|far|big|hot|deep|high|old))\b[\w' -]*?) (?:do|can|could|should|would|must|shall) {_ME} (?!need\b)(.+)", r"\1 to \2"),
     (r"^(what|which|who|where|when|why|how) (is|are|was|were|'s|does|do|did|has|have|can|could|should|will|would|makes?|happens?) (.+)", r"\1 \2 \3"),
     (rf"^((?:{_WH})\b.+)", r"\1"),
-    (r"^(?:can|could|would|will) (?:you|u) (?:please |kindly |also |just )*(?:help me (?:to |with )?|tell me (?:about |more about )?|give me |show me |recommend |suggest |explain |describe )(.+)", r"\1"),
-    (r"^(?:can|could|would|will) (?:you|u) (?:please |kindly |also |just )*(.+)", r"help to \1"),
+    (rf"^(?:can|could|would|will) (?:you|u) {_KINDLY}*(?:help me (?:to |with )?|tell me (?:about |more about )?|give me |show me |recommend |suggest |explain |describe )(.+)", r"\1"),
+    (rf"^(?:can|could|would|will) (?:you|u) {_KINDLY}*(.+)", r"help to \1"),
     (r"^(?:please )?(?:give me|show me|tell me about|tell me|explain|describe|recommend|suggest|list|name) (.+)", r"\1"),
     (r"^(?:please )?((?:write|compose|draft|translate|summari[sz]e|rewrite|correct|create|make|generate|plan|compare|find|fix|solve|calculate)\b.+)", r"help to \1"),
     (r"\b(?:i|we)(?:'d| would)? (?:want|need|like|love|am looking|'m looking|hope|have) (?:some )?(?:help|advice|tips|information|info|ideas) (?:with|on|about|for) (.+)", r"\1"),
