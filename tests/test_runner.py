@@ -25,7 +25,7 @@ from usp_lab.kernel import CellError
 from usp_lab.notebooks import parse_value, read_notebook, read_notebooks, read_parameters
 from usp_lab.plan import Request, make_plan
 from usp_lab.processes import RUNS
-from usp_lab.record import REQUEST, RESERVED, start
+from usp_lab.record import INNER, REQUEST, RESERVED, start
 from usp_lab.results import load_runs
 
 HERE = Path(__file__).resolve().parents[1]
@@ -33,7 +33,7 @@ forks = pytest.mark.skipif(
     not warm.possible(), reason="kernels are forked on Linux without a GPU alone"
 )
 FRAME = (
-    "__init__ cli dependencies display errors files kernel notebooks plan presets processes record results run warm workflow"
+    "__init__ cli dependencies device display errors files kernel notebooks plan presets processes record results run warm workflow"
 ).split()
 PARAMETERS = """preset = "tiny"
 data = "population"
@@ -430,9 +430,9 @@ def test_dependencies_follow_public_names_strings_and_methods(checkout: Checkout
         nb = read_notebook(checkout.write("05_x", source))
         return {p.stem for p in module_files(nb, checkout.root / "usp_lab")}
 
-    frame = {"record", "results", "errors", "files"}
+    frame = {"record", "results", "errors", "files", "device"}
     assert used("from usp_lab import start") == frame
-    assert used("import usp_lab\nusp_lab.load_runs()") == frame - {"record"}
+    assert used("import usp_lab\nusp_lab.load_runs()") == frame - {"record", "device"}
     assert used("from usp_lab import stats, start") == {"stats", *frame}
     assert used("import usp_lab.beta as b") == {"beta", "delta", "texts"}
     assert used("%timeit 1\n!ls\nrun.figure(f, t)") == {"plots"}
@@ -550,6 +550,24 @@ def test_a_notebook_opened_in_jupyter_has_a_folder_of_its_own(checkout, monkeypa
     checkout.finish_all()
     assert record.needs("01_data") == checkout.root / "runs" / "tiny" / "01_data"
     assert record.finish().empty and load_runs().empty
+
+
+def test_a_folder_that_a_parameter_names_is_recorded_with_its_hash(checkout, monkeypatch, tmp_path):
+    monkeypatch.delenv("USP_LAB_ROOT", raising=False)
+    monkeypatch.delenv(REQUEST, raising=False)
+    monkeypatch.chdir(checkout.root / "notebooks")
+    base = tmp_path / "model"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    asked = read_parameters(PARAMETERS + 'base = ""\n', "x")[0]
+    checkout.write("03_train", TRAIN, parameters=PARAMETERS + 'base = ""\n')
+    record = start("03_train", asked | {"base": str(base)})
+    record.finish()
+    [own] = json.loads((record.dir / INNER).read_text())["inputs"]
+    assert own == {"path": str(base), "sha256": files.sha256_of(base)}
+    record = start("03_train", asked | {"base": "usp-tiny"})  # a name, whatever lies there
+    record.finish()
+    assert json.loads((record.dir / INNER).read_text())["inputs"] == []
 
 
 def test_a_report_fits_on_one_screen():

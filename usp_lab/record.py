@@ -8,7 +8,6 @@ reads all finished runs into one table.
 import ast
 import hashlib
 import importlib
-import importlib.util
 import json
 import os
 import shlex
@@ -17,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from usp_lab.device import device_and_why
 from usp_lab.errors import UspError
 from usp_lab.files import (
     POPULATION,
@@ -45,25 +45,6 @@ RESERVED = set(
 )
 
 
-def may_have_gpu() -> bool:
-    """Tell whether the system has a file of a GPU, without asking it."""
-    devices = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
-    return any(Path(p).exists() for p in devices)
-
-
-def pick_device() -> tuple[str, str]:
-    """Return the device to compute on and why; import torch just where there may be a GPU."""
-    if importlib.util.find_spec("torch") is None:
-        return "cpu", "torch is not installed"
-    if not may_have_gpu():
-        return "cpu", "no GPU found"
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda", torch.cuda.get_device_name(0)
-    return "cpu", f"torch {torch.__version__} sees no usable GPU"
-
-
 class Run:
     """What one notebook writes, and where; made by `start`.
 
@@ -79,7 +60,7 @@ class Run:
         self.params: dict = asked["parameters"]
         self.seed = self.params.get("seed", 0)
         self.dir = root / asked["dir"]
-        self.device, self.device_reason = pick_device()
+        self.device, self.device_reason = device_and_why()
         self._notes: dict = {"device": {"name": self.device, "why": self.device_reason}}
         self._inputs: dict[str, dict] = {}
         self._metrics: dict[str, dict[str, dict]] = {}
@@ -264,6 +245,9 @@ def start(notebook: str, namespace: Mapping[str, object]) -> Run:
         asked = _asked_in_jupyter(root, notebook, namespace)
         (root / asked["dir"]).mkdir(parents=True, exist_ok=True)
     run = Run(root, asked)
+    for name, value in run.params.items():  # checkpoints and encoders in folders, a seed file
+        if name != "data" and isinstance(value, str) and os.sep in value and Path(value).exists():
+            run.input(value)
     device = f"{run.device} ({run.device_reason})"
     print(f"{notebook}: preset {run.preset}, seed {run.seed}, {device}, {asked['dir']}")
     return run

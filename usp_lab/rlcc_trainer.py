@@ -28,7 +28,6 @@ from usp_lab.rlcc_settings import RlccSettings
 from usp_lab.rollouts import Policy, Rollout, roll_out, spoken
 
 ROLLOUTS, GUARDS = "rollouts.jsonl", "guards.jsonl"
-_ROWS = CPU_ROWS
 _MOST = 1_000_000  # rollouts a step at the most: numbers of different steps never meet
 
 
@@ -177,7 +176,7 @@ class CycleTrainer(GRPOTrainer):
         opens = input_ids.shape[1] - logits_to_keep
         order = attention_mask.sum(1).argsort(stable=True)
         parts = []
-        for rows in order.split(min(batch_size or _ROWS, _ROWS)):
+        for rows in order.split(min(batch_size or CPU_ROWS, CPU_ROWS)):
             used = attention_mask[rows].any(0).nonzero()
             a, b = int(used[0]), max(int(used[-1]) + 1, opens + 1)
             with self.accelerator.autocast():

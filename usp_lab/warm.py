@@ -17,8 +17,8 @@ import sys
 import traceback
 from pathlib import Path
 
+from usp_lab.device import may_have_gpu
 from usp_lab.processes import CHAIN, be_kernel, end_with_parent, end_with_parents, is_alive
-from usp_lab.record import may_have_gpu
 
 SOCKET = "USP_LAB_WARM"  # where a warm process listens once it has loaded
 WORTH = 3  # notebooks to execute, from which on it pays
