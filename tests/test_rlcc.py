@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from usp_lab import rlcc_trainer
+from usp_lab import rlcc_looks, rlcc_trainer
 from usp_lab.data import Dialogue
 from usp_lab.decoding import Sampling
 from usp_lab.errors import UspError
@@ -160,14 +160,15 @@ def test_the_same_turns_are_read_once():
     assert [t.r_cc for t in terms] == pytest.approx([t.r_cc for t in alone])
 
 
-def test_scores_and_counts_what_could_not_be_told():
+def test_scores_of_what_could_not_be_told():
     some = reward()
     said = dialogues(1)[0].model_copy(update={"messages": [{"role": "user", "content": "ok"}]})
     silent = said.model_copy(update={"messages": []})
     told, nothing = some.score([SHORT, SHORT], [said, silent])
     assert told.r_cc == pytest.approx(2) and told.reflected == SHORT and math.isnan(told.r_ai)
     assert nothing.error == "the user said nothing" and math.isnan(nothing.total(0.8))
-    assert some.counts == {"scored": 1, "not reflected": 1, "half missing": 0, "detector abstained": 1}  # fmt: skip
+    assert told.total(0.8) == told.r_cc and told.total(0.8, 1.0) == pytest.approx(0.8 * 2 + 0.2)
+    assert some.score([], []) == []
     with pytest.raises(UspError, match="1 profiles for 2 dialogues"):
         some.score([SHORT], [said, silent])
 
@@ -244,16 +245,22 @@ def test_guards_see_reciting_sameness_and_forgetting():
     for name, value in worse.items():
         assert [b.split()[0] for b in broken(start | {name: value}, start)] == [name]
     assert broken(start | {"human": math.nan}, start | {"human": 0.9}) == []
-    row = {"reward": 1.0, "r_cc": 1.0, "r_ai": math.nan, "profile_copy": 0.1, "human": math.nan}
+    assert broken(start | {"reward": math.nan}, start) == ["reward: none, of all dialogues"]
+    row = {"failed": False, "reward": 1.0, "r_cc": 1.0, "r_ai": math.nan, "profile_copy": 0.1, "human": math.nan}  # fmt: skip
     rows = [row | {"words": 6, "turns": 3, "nll": 2.0, "tokens": 2, "opening": o} for o in ("a b", "c d")]  # fmt: skip
     assert summary(rows)["words_per_turn"] == 2 and summary(rows)["ppl"] == pytest.approx(math.e)
     assert summary(rows)["first_turn_diversity"] == 1 and math.isnan(summary(rows)["human"])
+    none = row | {"failed": True, "reward": math.nan, "words": 0, "turns": 0, "nll": 2.0, "tokens": 2, "opening": ""}  # fmt: skip
+    with_failed, without = summary([*rows, none, none]), summary(rows)
+    assert with_failed["failed"] == 2 and without["failed"] == 0
+    same = ("reward", "turns", "words_per_turn", "first_turn_diversity", "ppl")
+    assert [with_failed[k] for k in same] == pytest.approx([without[k] for k in same])
 
 
 def test_which_weights_are_kept_and_when_it_ends():
     looks = [{"step": s, "reward": r, "broken": b} for s, r, b in ((0, 1.0, []), (4, 0.99, []), (8, 1.5, ["ppl"]), (12, 1.4, ["ppl"]))]  # fmt: skip
-    assert rlcc_trainer.kept(looks) == 4 and rlcc_trainer.kept(looks[:1]) == 0
-    assert rlcc_trainer.stopped(looks[:3]) == "" and rlcc_trainer.stopped(looks) == "ppl"
+    assert rlcc_looks.kept(looks) == 4 and rlcc_looks.kept(looks[:1]) == 0
+    assert rlcc_looks.stopped(looks[:3]) == "" and rlcc_looks.stopped(looks) == "ppl"
 
 
 # --- training ------------------------------------------------------------------------------------
@@ -266,11 +273,12 @@ def test_every_dialogue_and_look_is_on_record(whole):
     groups = [rows[i : i + 4] for i in range(0, 32, 4)]
     assert all(len({r["target"] for r in g}) == 1 for g in groups)  # compared with its own
     assert all(r["turns"] or r["error"] for r in rows)
+    usual = {s: np.nanmean([r["r_ai"] for r in rows if r["step"] == s]) for s in range(4)}
     for r in (r for r in rows if not r["error"]):
         human = [p for p in r["human"] if not math.isnan(p)]
-        r_ai = 2 * np.mean(human) if human else math.nan
+        r_ai = 2 * np.mean(human) if human else usual[r["step"]]  # to be told of is no gain
         assert r["r_cc"] == pytest.approx(r["objective"] + r["subjective"])
-        assert r["reward"] == pytest.approx(0.8 * r["r_cc"] + 0.2 * r_ai if human else r["r_cc"])
+        assert r["reward"] == pytest.approx(0.8 * r["r_cc"] + 0.2 * r_ai)
     assert [h["step"] for h in looks] == [0, 2, 4] and looks[0]["n"] == len(VALIDATION)
     assert looks[0]["ppl"] > 1 and whole.kept == 4
     card = (whole.path / "README.md").read_text()
@@ -287,6 +295,83 @@ def test_another_setting_in_the_same_folder_begins_anew(base, tmp_path):
     looks = lines(log)
     assert [h["step"] for h in looks] == [0, 2] and looks[0]["ppl"] > 1
     assert result.counts["rollouts"] == 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"max_length": 10**6}, "max_length=1000000"), ({"max_new_tokens": 10**6}, "t0: its profile of")],
+)  # fmt: skip
+def test_what_is_refused_leaves_a_finished_run_as_it_was(base, whole, changes, message):
+    before = {p: p.read_bytes() for p in whole.path.rglob("*") if p.is_file()}
+    with pytest.raises(UspError, match=message):
+        run(base, whole.path, **changes)
+    assert {p: p.read_bytes() for p in whole.path.rglob("*") if p.is_file()} == before
+
+
+class Deaf(Reader):
+    """Reads nothing while it is called for the so-manieth time."""
+
+    def __init__(self, at):
+        self.at, self.calls = at, 0
+
+    def write(self, dialogues):
+        self.calls += 1
+        if self.calls in self.at:
+            return [Written(error="no answer") for _ in dialogues]
+        return super().write(dialogues)
+
+
+def test_a_step_without_any_reward_is_counted_and_passed_over(base, tmp_path):
+    s = replace(TINY, base=str(base), steps=3, evals=1, stop_rule=False)
+    # looks are calls 1 and 5, the steps between them 2, 3, 4
+    result = train_rlcc(TARGETS, VALIDATION, Echo(), CycleReward(Deaf({3})), tmp_path / "m", s)
+    rows = lines(result.path / "rollouts.jsonl")
+    assert {r["step"] for r in rows if math.isnan(r["reward"])} == {1}
+    assert result.counts["without reward"] == 8 and "without reward: 8" in (result.path / "README.md").read_text()  # fmt: skip
+
+
+def test_three_steps_without_any_reward_end_it_with_the_reason(base, tmp_path):
+    s = replace(TINY, base=str(base), steps=4, evals=1, stop_rule=False)
+    with pytest.raises(UspError, match="last 3 steps earned a reward .the first: no answer"):
+        train_rlcc(TARGETS, VALIDATION, Echo(), CycleReward(Deaf(range(2, 9))), tmp_path / "m", s)
+    assert not (tmp_path / "m" / "training.json").exists()
+
+
+def test_what_the_guards_ended_stays_ended_when_killed_before_it_is_saved(
+    base, tmp_path, monkeypatch
+):
+    from usp_lab import rlcc, rlcc_looks
+
+    monkeypatch.setattr(rlcc_looks, "broken", lambda now, start: ["ppl"] if now["step"] else [])
+    plain = rlcc._save
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rlcc, "_save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(base, tmp_path / "m", steps=6, evals=6)
+    monkeypatch.setattr(rlcc, "_save", plain)
+    result = run(base, tmp_path / "m", steps=6, evals=6)
+    assert result.stopped == "ppl" and result.kept == 0 and result.resumed_from == 2
+    assert result.counts["rollouts"] == 16  # of two steps, none more
+
+
+def test_checkpoints_never_part_steps_on_the_same_dialogues(base, tmp_path, monkeypatch):
+    from usp_lab import rlcc
+
+    asked = []
+    plain = rlcc.arguments
+    monkeypatch.setattr(rlcc, "arguments", lambda s, f, every: asked.append(every) or plain(s, f, every))  # fmt: skip
+    run(base, tmp_path / "m", steps=6, iterations=2, evals=2, stop_rule=False)
+    assert asked == [4]
+
+
+def test_more_processes_than_validation_users_have_nothing_to_look_at(policy):
+    from usp_lab.guards import Guards
+
+    guards = Guards(VALIDATION[:1], Echo(), reward(), 0.8, 2, 0)
+    assert guards.look(policy, slice(1, None, 2)) == [] and len(guards.look(policy, slice(0, None, 2))) == 1  # fmt: skip
 
 
 def test_it_learns_what_is_rewarded(base, tmp_path):
@@ -321,18 +406,18 @@ def test_advantages_are_per_turn_or_per_dialogue(base, tmp_path, monkeypatch, sc
 
     def spy(self, inputs):
         out = plain(self, inputs)
-        seen.setdefault(self.rlcc.per_turn, (out, self._turns))
+        seen.setdefault(self.rlcc.per_turn, (out, self._turns, self._usual))
         return out
 
     monkeypatch.setattr(rlcc_trainer.CycleTrainer, "_generate_and_score_completions", spy)
     for per_turn in (True, False):
         run(base, tmp_path / str(per_turn), steps=1, evals=1, per_turn=per_turn, scale_rewards=scale)  # fmt: skip
-    (each, (rollouts, terms)), (whole, _) = seen[True], seen[False]
+    (each, (rollouts, terms), usual), (whole, *_) = seen[True], seen[False]
     assert (
         whole["advantages"].shape == (8,)
         and each["advantages"].shape == each["completion_ids"].shape
     )
-    total = np.array([t.total(0.8) for t in terms]).reshape(2, 4)
+    total = np.array([t.total(0.8, usual) for t in terms]).reshape(2, 4)
     assert not np.isnan(total).all() and np.nanstd(total) > 0
     spread = {
         "batch": np.full((2, 1), np.nanstd(total, ddof=1)) + 1e-4,
@@ -342,7 +427,7 @@ def test_advantages_are_per_turn_or_per_dialogue(base, tmp_path, monkeypatch, sc
     expected = np.nan_to_num((total - np.nanmean(total, axis=1, keepdims=True)) / spread).ravel()
     assert whole["advantages"].tolist() == pytest.approx(expected.tolist(), abs=1e-3)
     for i, (r, t) in enumerate(zip(rollouts, terms, strict=True)):
-        own = np.nan_to_num((t.per_turn(0.8) - t.total(0.8)) / spread[i // 4])
+        own = np.nan_to_num((t.per_turn(0.8, usual) - t.total(0.8, usual)) / spread[i // 4])
         for token, turn in enumerate(r.turn):
             more = own[turn] if turn >= 0 else 0.0
             assert each["advantages"][i, token].item() == pytest.approx(
@@ -387,7 +472,7 @@ import sys; sys.path.insert(0, {str(ROOT / "tests")!r})
 from pathlib import Path
 import torch; torch.set_num_threads(1)
 import test_rlcc as t
-t.rlcc_trainer._ROWS = 2  # several forward passes to one backward
+t.rlcc_trainer.CPU_ROWS = 2  # several forward passes to one backward
 t.run(Path({str(base)!r}), Path({str(tmp_path)!r}) / "m", stop_rule=False)
 """
     (tmp_path / "two.py").write_text(code)

@@ -186,7 +186,7 @@ def provenance(name: str) -> dict[str, object]:
     from usp_lab import synthetic
     from usp_lab.models import EMBEDDED
 
-    record = EMBEDDED / name / FINAL if name else Path()
+    record = EMBEDDED / name / FINAL if name in RECIPES else Path()
     if not record.is_file():
         return {}
     made = json.loads(record.read_text(encoding="utf-8"))

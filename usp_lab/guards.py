@@ -51,9 +51,11 @@ class Guards:
     def look(self, policy: Policy, part: slice = slice(None)) -> list[dict]:
         """Measure on a part of the users (another process takes another); one row a user.
 
-        Columns: reward, r_cc, r_ai, profile_copy, words, turns, human, nll and tokens of real turns, opening.
+        Columns: failed, reward, r_cc, r_ai, profile_copy, words, turns, human, nll and tokens of real turns, opening.
         """
         targets, numbers = list(self.targets)[part], list(range(len(self.targets)))[part]
+        if not targets:  # more processes than users
+            return []
         rollouts = roll_out(
             policy, self.assistant, targets, numbers, self.max_turns, 10**6, self.seed
         )
@@ -61,7 +63,7 @@ class Guards:
         terms = self.reward.score([t.profile for t in targets], talks)
         real = turn_nll(policy, [with_profile(t.messages, t.profile) for t in targets])
         rows = []
-        for t, d, one, nll in zip(targets, talks, terms, real, strict=True):
+        for t, d, one, nll, r in zip(targets, talks, terms, real, rollouts, strict=True):
             said = d.user_turns
             loss, tokens = np.sum([x for x in nll if x[1]] or [(0.0, 0)], axis=0)
             rows.append(
@@ -71,6 +73,7 @@ class Guards:
                     "r_cc": one.r_cc,
                     "r_ai": one.r_ai,
                     "profile_copy": profile_copy(t.profile, said),
+                    "failed": r.dialogue is None,
                     "words": sum(len(x.split()) for x in said),
                     "turns": len(said),
                     "human": one.r_ai / 2,
@@ -84,21 +87,23 @@ class Guards:
 
 def summary(rows: Sequence[Mapping]) -> dict[str, float]:
     """Return a look's guards and rewards over all users; NaN for what nobody has."""
-    turns, tokens = sum(r["turns"] for r in rows), sum(r["tokens"] for r in rows)
+    there = [r for r in rows if not r["failed"]]  # what failed says nothing of the policy
+    turns, tokens = sum(r["turns"] for r in there), sum(r["tokens"] for r in rows)
     return {
         **{
-            name: mean_known(r[name] for r in rows)
+            name: mean_known(r[name] for r in there)
             for name in ("reward", "r_cc", "r_ai", "profile_copy", "turns", "human")
         },
-        "first_turn_diversity": pairwise_difference([r["opening"] for r in rows]),
-        "words_per_turn": sum(r["words"] for r in rows) / turns if turns else math.nan,
+        "first_turn_diversity": pairwise_difference([r["opening"] for r in there]),
+        "words_per_turn": sum(r["words"] for r in there) / turns if turns else math.nan,
         "ppl": math.exp(sum(r["nll"] for r in rows) / tokens) if tokens else math.nan,
         "n": len(rows),
+        "failed": len(rows) - len(there),
     }
 
 
 def broken(now: Mapping[str, float], start: Mapping[str, float]) -> list[str]:
-    """Return the guards that have moved out of bounds, in words; what cannot be measured holds.
+    """Return the guards that have moved out of bounds, in words; but for the reward, what cannot be measured holds.
 
     >>> broken({"ppl": 3.0}, {"ppl": 2.0})
     ['ppl 2.000 -> 3.000']
@@ -106,6 +111,8 @@ def broken(now: Mapping[str, float], start: Mapping[str, float]) -> list[str]:
     out = []
     for name, (kind, least, most) in BOUNDS.items():
         a, b = start.get(name, math.nan), now.get(name, math.nan)
+        if name == "reward" and name in now and math.isnan(b):
+            out.append("reward: none, of all dialogues")
         if math.isnan(a) or math.isnan(b) or (kind == "over" and not a):
             continue
         moved = b - a if kind == "minus" else b / a
@@ -128,7 +135,7 @@ def guard_table(runs: Mapping[str, object]) -> pd.DataFrame:
         lines = (result.path / "guards.jsonl").read_text(encoding="utf-8").splitlines()
         looks = [json.loads(line) for line in lines]
         for look in looks:
-            for metric in look.keys() - {"step", "n", "broken"}:
+            for metric in look.keys() - {"step", "n", "failed", "broken"}:
                 kind, least, most = BOUNDS.get(metric, ("minus", -math.inf, math.inf))
                 start = looks[0][metric]
                 ends = [start + b if kind == "minus" else start * b for b in (least, most)]

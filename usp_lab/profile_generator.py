@@ -121,6 +121,8 @@ class ProfileGenerator(ChatModel):
     def _fitting(self, d: Dialogue) -> tuple[list[str], str]:
         """Return the turns that leave room for a profile, or none and why."""
         turns = d.user_turns
+        if not any(t.strip() for t in turns):
+            return [], "the user said nothing"
         short = -self.room(messages(turns))
         if short <= 0:
             return turns, ""

@@ -10,7 +10,7 @@ In the release r_cc = cos(objective halves) + cos(subjective halves) and r_ai is
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -51,16 +51,22 @@ class Terms:
         """How human the turns sound, mean over those that can be told, 0 to 2; NaN where none can."""
         return 2 * mean_known(self.human)
 
-    def total(self, lam: float) -> float:
-        """The dialogue's reward; r_cc alone where no turn can be told; NaN where nothing was reflected."""
-        r_ai = self.r_ai
+    def total(self, lam: float, usual: float = math.nan) -> float:
+        """The dialogue's reward; NaN where nothing was reflected.
+
+        Args:
+            lam: weight of r_cc.
+            usual: r_ai of a dialogue of which no turn can be told, so that being told is no gain in itself; r_cc
+                counts alone where it is NaN.
+        """
+        r_ai = usual if math.isnan(self.r_ai) else self.r_ai
         return self.r_cc if math.isnan(r_ai) else lam * self.r_cc + (1 - lam) * r_ai
 
-    def per_turn(self, lam: float) -> np.ndarray:
+    def per_turn(self, lam: float, usual: float = math.nan) -> np.ndarray:
         """The reward of each turn, shape (turns,): its own r_ai, or the dialogue's where it cannot be told."""
         human = 2 * np.array(self.human, float)
         own = lam * self.r_cc + (1 - lam) * human
-        return np.where(np.isnan(human), self.total(lam), own)
+        return np.where(np.isnan(human), self.total(lam, usual), own)
 
 
 @dataclass
@@ -71,13 +77,11 @@ class CycleReward:
         generator: anything with ``write(dialogues)`` as `ProfileGenerator`'s.
         detector: `AIDetector`, or None: r_ai is never told and r = r_cc.
         encoder: name of a `encoders.SentenceEncoder`; whole halves are compared.
-        counts: ``scored``, ``not reflected``, ``half missing``, ``detector abstained`` (turns), so far.
     """
 
     generator: object
     detector: object = None
     encoder: str = "minilm"
-    counts: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def from_pretrained(
@@ -133,7 +137,6 @@ class CycleReward:
         for cosines, said, text, error in zip(closeness, human, texts, errors, strict=True):
             cosines = (math.nan, math.nan) if error else cosines
             out.append(Terms(*map(float, cosines), tuple(said), text, error))
-        self._count(out)
         return out
 
     def _human(self, turns: Sequence[Sequence[str]]) -> list[list[float]]:
@@ -141,15 +144,6 @@ class CycleReward:
             return [[math.nan] * len(t) for t in turns]
         flat = iter(self.detector.probabilities([t for each in turns for t in each]).tolist())
         return [[next(flat) for _ in each] for each in turns]
-
-    def _count(self, terms: Sequence[Terms]) -> None:
-        new = {
-            "scored": sum(not t.error for t in terms),
-            "not reflected": sum(bool(t.error) for t in terms),
-            "half missing": sum(not all(split_profile(t.reflected)) for t in terms if not t.error),
-            "detector abstained": sum(math.isnan(p) for t in terms for p in t.human),
-        }
-        self.counts = {k: self.counts.get(k, 0) + n for k, n in new.items()}
 
 
 def half_cosines(
@@ -166,4 +160,4 @@ def half_cosines(
     ]
     out = np.stack([cosine(a, b) for a, b in zip(*vectors, strict=True)], axis=1)
     missing = np.array([[not part for part in h] for h in halves[0]])
-    return np.where(missing, np.nan, np.nan_to_num(out, nan=0.0))
+    return np.where(missing.reshape(-1, 2), np.nan, np.nan_to_num(out, nan=0.0))

@@ -51,8 +51,9 @@ def train_rlcc(
         fingerprint: of the data, for the model card.
 
     Raises:
-        UspError: no target, a target without a profile, a base that does not load, a batch that processes cannot
-            share evenly, no disk space.
+        UspError: no target, a target without a profile or with one that leaves no room for a turn, a base that does
+            not load, a batch that processes cannot share evenly, no dialogue of three steps that earned a reward,
+            no disk space. Nothing in ``out`` is touched before the settings are known to fit.
     """
     s, out = settings or RlccSettings(), Path(out)
     for name, dialogues in (("target", targets), ("validation dialogue", validation)):
@@ -74,24 +75,30 @@ def _train(targets, validation, assistant, reward, out: Path, s: RlccSettings, k
     import torch
     from datasets import Dataset
 
+    from usp_lab.decoding import Sampling
     from usp_lab.finished import last_checkpoint, prepare_folder
     from usp_lab.guards import Guards
     from usp_lab.models import Device, load_causal_lm, load_tokenizer, quiet_bars
+    from usp_lab.rlcc_looks import GUARDS, ROLLOUTS, Looks, counted, kept, looks_until, stopped
     from usp_lab.rlcc_targets import dealt, order
-    from usp_lab.rlcc_trainer import (
-        GUARDS,
-        ROLLOUTS,
-        CycleTrainer,
-        Looks,
-        counted,
-        kept,
-        stopped,
-    )
+    from usp_lab.rlcc_trainer import CycleTrainer, refuse_fsdp2
+    from usp_lab.rollouts import Policy
+    from usp_lab.simulate import check_room
     from usp_lab.trainer import Bar, quiet
 
-    out.mkdir(parents=True, exist_ok=True)
     folder, every = out / "checkpoints", max(1, s.steps // s.evals)
+    every = -(-every // s.iterations) * s.iterations  # never between steps on the same dialogues
     args = arguments(s, folder, every)
+    tokenizer = load_tokenizer(s.base, "user")
+    model = load_causal_lm(s.base, device=Device("cpu", torch.float32, "the trainer moves it"))
+    if s.max_length > model.config.max_position_embeddings:
+        context = model.config.max_position_embeddings
+        raise UspError(
+            f"max_length={s.max_length} but {s.base} has a context of {context}; lower it"
+        )
+    policy = Policy(model, tokenizer, Sampling(max_new_tokens=s.max_new_tokens), "policy")
+    check_room(policy, [*targets, *validation])
+    out.mkdir(parents=True, exist_ok=True)
     with args.main_process_first(local=False):
         if args.process_index == 0:
             prepare_folder(folder, key)
@@ -100,13 +107,6 @@ def _train(targets, validation, assistant, reward, out: Path, s: RlccSettings, k
                     (out / log).unlink(missing_ok=True)
             (out / FINAL).unlink(missing_ok=True)
     last, state = last_checkpoint(folder)
-    tokenizer = load_tokenizer(s.base, "user")
-    model = load_causal_lm(s.base, device=Device("cpu", torch.float32, "the trainer moves it"))
-    if s.max_length > model.config.max_position_embeddings:
-        context = model.config.max_position_embeddings
-        raise UspError(
-            f"max_length={s.max_length} but {s.base} has a context of {context}; lower it"
-        )
     rounds = -(-s.steps // s.iterations)
     played = order(len(targets), rounds * s.profiles, s.seed)
     steps = [played[i : i + s.profiles] for i in range(0, len(played), s.profiles)]
@@ -124,10 +124,13 @@ def _train(targets, validation, assistant, reward, out: Path, s: RlccSettings, k
         train_dataset=Dataset.from_dict({"prompt": prompts}),
         processing_class=tokenizer,
     )
+    refuse_fsdp2(trainer)
     looks.trainer = trainer
     quiet(trainer, looks, Bar(out.name))
     with quiet_bars():
-        trainer.train(resume_from_checkpoint=last and str(last))
+        looks.history = looks_until(out / GUARDS, state.get("global_step", 0))
+        if not (s.stop_rule and stopped(looks.history)):  # else killed between that and its end
+            trainer.train(resume_from_checkpoint=last and str(last))
         trainer.accelerator.wait_for_everyone()
         step = kept(looks.history) if s.stop_rule else looks.history[-1]["step"]
         why = stopped(looks.history) if s.stop_rule else ""
@@ -212,7 +215,7 @@ def _save(trainer, tokenizer, best: Path | None, result: RlccResult, s: RlccSett
     from usp_lab.models import load_causal_lm
 
     accelerator = trainer.accelerator
-    weights = None if best else accelerator.get_state_dict(trainer.model)
+    weights = None if best else accelerator.get_state_dict(trainer.model_wrapped)
     if not trainer.is_world_process_zero():
         return
     if best:

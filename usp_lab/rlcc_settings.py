@@ -20,7 +20,7 @@ class RlccSettings:
         scale_rewards: what advantages are divided by: the standard deviation of the "batch", or of each "group", which
             makes as much of a target whose dialogues hardly differ (arXiv 2508.08221); "none": nothing.
         iterations: steps on the same dialogues; above 1 the clip matters.
-        lr: constant after a warm-up of a tenth of the steps.
+        lr: constant after a warm-up of a tenth of the steps, where these are twenty and more.
         beta: weight of the KL term. clip: of the probability ratio, PPO's epsilon.
         temperature, max_turns, max_new_tokens: of rollouts.
         max_length: tokens of a dialogue that the loss sees.

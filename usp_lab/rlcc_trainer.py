@@ -4,7 +4,6 @@ TRL gathers one reward a dialogue and nothing else across processes, once a step
 neither hang nor drop. What TRL marks as experimental (``rollout_func``) is used here alone.
 """
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,20 +13,22 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch.nn.functional import cross_entropy, pad
-from transformers import TrainerCallback
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import nanstd
 
 from usp_lab.data import Dialogue
 from usp_lab.decoding import Sampling
-from usp_lab.guards import Guards, broken, summary
+from usp_lab.errors import UspError
+from usp_lab.guards import Guards
+from usp_lab.metrics import mean_known
 from usp_lab.models import CPU_ROWS
 from usp_lab.reward import CycleReward, Terms
+from usp_lab.rlcc_looks import ROLLOUTS, add_lines
 from usp_lab.rlcc_settings import RlccSettings
 from usp_lab.rollouts import Policy, Rollout, roll_out, spoken
 
-ROLLOUTS, GUARDS = "rollouts.jsonl", "guards.jsonl"
+_BARREN = 3  # steps in a row in which no dialogue earns a reward
 _MOST = 1_000_000  # rollouts a step at the most: numbers of different steps never meet
 
 
@@ -56,6 +57,10 @@ class CycleTrainer(GRPOTrainer):
         self.rlcc, self.targets, self.assistant = settings, targets, assistant
         self.reward, self.guards, self.out = reward, guards, out
         self._turns: tuple[list[Rollout], list[Terms]] = ([], [])
+        self._usual, self._barren = (
+            math.nan,
+            0,
+        )  # mean r_ai of a step; steps in a row without a reward
         super().__init__(
             reward_funcs=_given, rollout_func=lambda prompts, trainer: trainer._roll_out(prompts), **kwargs
         )  # fmt: skip
@@ -91,9 +96,10 @@ class CycleTrainer(GRPOTrainer):
                 policy, self.assistant, targets, numbers, s.max_turns, s.max_length, s.seed, s.retries
             )  # fmt: skip
         terms = self.reward.score([t.profile for t in targets], spoken(rollouts, targets))
+        self._usual = mean_known(gather_object([t.r_ai for t in terms]))
         self._turns = rollouts, terms
         self._write(targets, numbers, rollouts, terms, step)
-        rewards = [t.total(s.lam) for t in terms]
+        rewards = [t.total(s.lam, self._usual) for t in terms]
         return {
             "prompt_ids": [r.prompt for r in rollouts],
             "completion_ids": [r.ids for r in rollouts],
@@ -109,7 +115,7 @@ class CycleTrainer(GRPOTrainer):
                 "step": step,
                 "number": n,
                 "target": t.id,
-                "reward": one.total(self.rlcc.lam),
+                "reward": one.total(self.rlcc.lam, self._usual),
                 "objective": one.objective,
                 "subjective": one.subjective,
                 "r_cc": one.r_cc,
@@ -125,7 +131,15 @@ class CycleTrainer(GRPOTrainer):
             }
             for t, n, r, one in zip(targets, numbers, rollouts, terms, strict=True)
         ]
-        add_lines(self.out / ROLLOUTS, gather_object(rows), self.is_world_process_zero())
+        rows = gather_object(rows)
+        add_lines(self.out / ROLLOUTS, rows, self.is_world_process_zero())
+        earned = any(not math.isnan(r["reward"]) for r in rows)
+        self._barren = 0 if earned else self._barren + 1
+        if self._barren == _BARREN:
+            why = next((r["error"] for r in rows if r["error"]), "no reason given")
+            raise UspError(
+                f"no dialogue of the last {_BARREN} steps earned a reward (the first: {why}); see to it and run again"
+            )
 
     def _generate_and_score_completions(self, inputs):
         """Give each turn its own advantage, where the settings ask for it."""
@@ -140,13 +154,14 @@ class CycleTrainer(GRPOTrainer):
         Both are in the same units, as TRL scales them.
         """
         s, (rollouts, terms) = self.rlcc, self._turns
-        own = torch.tensor([t.total(s.lam) for t in terms], device=advantages.device)
+        usual = self._usual
+        own = torch.tensor([t.total(s.lam, usual) for t in terms], device=advantages.device)
         spread = self._spread(self.accelerator.gather(own).view(-1, s.generations))
         first = self.accelerator.process_index * len(terms)
         scale = spread[first : first + len(terms)].cpu().numpy()
         out = np.zeros((len(terms), width), np.float32)
         for i, (r, one) in enumerate(zip(rollouts, terms, strict=True)):
-            each = np.append((one.per_turn(s.lam) - one.total(s.lam)) / scale[i], 0.0)
+            each = np.append((one.per_turn(s.lam, usual) - one.total(s.lam, usual)) / scale[i], 0.0)
             turn = np.array(r.turn)
             out[i, : len(turn)] = np.nan_to_num(each)[turn]  # -1, no turn, is the last: 0
         return advantages[:, None] + torch.from_numpy(out).to(advantages)
@@ -194,14 +209,6 @@ class CycleTrainer(GRPOTrainer):
         return logps, -logps.detach() if compute_entropy else None, None
 
 
-def counted(log: Path) -> dict[str, int]:
-    """Sum up a log of rollouts: dialogues, those that failed for good, how often one was tried again, ..."""
-    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    counts = {"rollouts": len(rows), "failed": sum(r["stop"] == "failed" for r in rows)}
-    named = {"tried again": "tried_again", "cut": "cut", "turns": "turns", "turns retokenised": "retokenised"}  # fmt: skip
-    return counts | {name: sum(r[key] for r in rows) for name, key in named.items()}
-
-
 def _given(prompts, completions, given, **kwargs) -> list[float | None]:
     """Return what the rollout earned, as TRL asks a reward function for it."""
     return given
@@ -210,83 +217,12 @@ def _given(prompts, completions, given, **kwargs) -> list[float | None]:
 # --- looks at validation users -------------------------------------------------------------------
 
 
-class Looks(TrainerCallback):
-    """Looks at validation users before the first step and after every so many; under the stop rule keeps the weights
-    of the last within bounds.
+def refuse_fsdp2(trainer) -> None:
+    """Refuse what cannot speak while it is sharded.
 
-    The history is read back from the log, so that a resumed run decides as an uninterrupted one does.
+    Raises:
+        UspError: FSDP 2, of which no part is gathered for a dialogue.
     """
-
-    def __init__(self, every: int, best: Path) -> None:
-        self.every, self.best = every, best
-        self.trainer: CycleTrainer | None = None
-        self.history: list[dict] = []
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Look at what training starts from."""
-        log = self.trainer.out / GUARDS
-        self.history = cut_lines(log, state.global_step, state.is_world_process_zero, "step")
-        cut_lines(
-            self.trainer.out / ROLLOUTS, state.global_step - 1, state.is_world_process_zero, "step"
-        )
-        self.trainer.accelerator.wait_for_everyone()
-        if not self.history:
-            self._look(state, control)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        """Look after every so many steps, and after the last."""
-        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
-            self._look(state, control)
-
-    def _look(self, state, control) -> None:
-        t = self.trainer
-        a = t.accelerator
-        with t.policy() as policy:
-            rows = t.guards.look(policy, slice(a.process_index, None, a.num_processes))
-        now = {"step": state.global_step} | summary(gather_object(rows))
-        now["broken"] = broken(now, self.history[0]) if self.history else []
-        self.history.append(now)
-        add_lines(t.out / GUARDS, [now], t.is_world_process_zero())
-        if t.rlcc.stop_rule and kept(self.history) == state.global_step:
-            weights = a.get_state_dict(t.model)
-            if t.is_world_process_zero():
-                a.unwrap_model(t.model).save_pretrained(self.best, state_dict=weights)
-        if t.rlcc.stop_rule and stopped(self.history):
-            control.should_training_stop = True
-
-
-def kept(history: Sequence[dict]) -> int:
-    """Return the step of the last look within bounds, the first of all where there is none.
-
-    Not the one with the highest reward: over some dozens of users looks differ by chance more than by what was learned.
-    """
-    return max((h["step"] for h in history if not h["broken"]), default=history[0]["step"])
-
-
-def stopped(history: Sequence[dict]) -> str:
-    """Return why to end early: what was out of bounds at the last two looks; "" where nothing was."""
-    last = [h["broken"] for h in history[-2:]]
-    return "; ".join(last[-1]) if len(last) == 2 and all(last) else ""
-
-
-def add_lines(path: Path, rows: Sequence[dict], writes: bool) -> None:
-    """Append rows to a file of JSON lines, in one process."""
-    if writes:
-        with path.open("a", encoding="utf-8") as f:
-            f.writelines(json.dumps(r) + "\n" for r in rows)
-
-
-def cut_lines(path: Path, last: int, writes: bool, key: str) -> list[dict]:
-    """Return the rows up to ``last``; a line that a crash cut short, and later ones, are taken off the file."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    rows = [r for r in rows if r[key] <= last]
-    if writes and path.exists():
-        part = path.with_suffix(".part")
-        part.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
-        part.replace(path)
-    return rows
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and plugin.fsdp_version == 2:
+        raise UspError("RLCC cannot speak under FSDP 2; use docs/accelerate/zero3.yaml, or one GPU")

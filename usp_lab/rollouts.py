@@ -1,7 +1,8 @@
 """Whole dialogues that a policy has with an assistant, as what reinforcement trains on.
 
-A rollout is one `simulate.simulate` dialogue of the model as it is now. The loss is on the tokens that it drew, and on
-nothing else. Later turns were drawn after the text of earlier ones, tokenised again: where that gives other tokens,
+A rollout is one `simulate.simulate` dialogue of the model as it is now. The loss is on the tokens of its turns, as it
+drew them, and on nothing else; an end token by which it leaves (`usp_end`) is no turn, so that when to leave is not
+learned here. Later turns were drawn after the text of earlier ones, tokenised again: where that gives other tokens,
 they are counted.
 """
 

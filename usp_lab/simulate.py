@@ -93,7 +93,7 @@ def simulate(
         return [(r, t) for r, t in keys if (r, t.id) not in done]
 
     if todo := waiting():
-        _check_room(simulator, {t.id: t for _, t in todo}.values())
+        check_room(simulator, {t.id: t for _, t in todo}.values())
         for side in (simulator, assistant):
             if check := getattr(side, "check", None):
                 check()
@@ -154,7 +154,12 @@ def _store(
     return Store(out, settings.run, replicates, {t.id: fingerprint(t) for t in targets})
 
 
-def _check_room(simulator, targets: Iterable[Dialogue]) -> None:
+def check_room(simulator, targets: Iterable[Dialogue]) -> None:
+    """Find out whether what a simulator is told of each target leaves room for a turn.
+
+    Raises:
+        UspError: it does not, of a target.
+    """
     if not isinstance(simulator, UserSimulator):
         return
     for t in targets:

@@ -213,7 +213,8 @@ class Bar(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Show the latest losses at the next refresh."""
         names = {"loss": "loss", "eval_loss": "validation", "reward": "reward"}
-        self.losses |= {names[k]: f"{v:.3f}" for k, v in (logs or {}).items() if k in names}
+        known = {k: v for k, v in (logs or {}).items() if k in names and v is not None}
+        self.losses |= {names[k]: f"{v:.3f}" for k, v in known.items()}
         if self.bar is not None:  # None: a look before training
             self.bar.set_postfix(self.losses, refresh=False)
 
