@@ -48,10 +48,14 @@ def frame(change: float, seeds: int = 3, n: int = 30) -> pd.DataFrame:
 
 
 def test_gains_are_paired_by_seed_and_profile():
-    (there,) = gains(frame(0.2), ["truth"]).to_dict("records")
+    there, profiles, seeds = gains(frame(0.2), ["truth"]).to_dict("records")
     assert there["low"] > 0.15 and there["high"] < 0.25 and there["n"] == 90
     assert there["unit"] == "seed × profile" and there["arm"] == "truth"
-    (none,) = gains(frame(0.0), ["truth"]).to_dict("records")
+    none, *_ = gains(frame(0.0), ["truth"]).to_dict("records")
+    assert profiles["arm"] == "truth_over_profiles" and profiles["n"] == 30
+    assert seeds["arm"] == "truth_over_seeds" and seeds["n"] == 3 and seeds["unit"] == "seed"
+    for e in (profiles, seeds):
+        assert e["value"] == pytest.approx(there["value"]) and e["low"] < 0.2 < e["high"]
     assert none["low"] < 0 < none["high"]
     # What would have been seen is about what it takes: noise of .1 sqrt(2) over 90 pairs.
     assert none["detectable"] == pytest.approx(2.8 * 0.1 * math.sqrt(2 / 90), rel=0.35)
@@ -59,6 +63,15 @@ def test_gains_are_paired_by_seed_and_profile():
     for bad in (frame(0.2).query("arm == 'usp'"), one_short, one_twice):
         with pytest.raises(UspError, match="one dialogue of usp and one of usp_rlcc"):
             gains(bad, ["truth"])
+
+
+def test_what_another_seed_would_do_is_seen_by_the_interval_over_seeds():
+    shifted = frame(0.2).reset_index(drop=True)
+    shifted.loc[shifted["arm"] == "usp_rlcc", "truth"] += 0.3 * (shifted["seed"] - 1)
+    cells, _, seeds = gains(shifted, ["truth"]).to_dict("records")
+    assert cells["low"] > 0 and seeds["low"] < 0  # seeds that differ by more than the gain
+    alone = gains(frame(0.2).query("seed == 0"), ["truth"])
+    assert alone["arm"].tolist() == ["truth"]
 
 
 def test_gains_by_weight_and_levels_keep_groups_apart():

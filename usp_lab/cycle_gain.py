@@ -2,7 +2,8 @@
 
 A generator that is rewarded for being agreed with can be agreed with more while nobody else notices. Gains are
 therefore told by a second profile generator (other architecture, tokenizer, seed and users) and by the population's
-truth, beside the reward's own models; the unit of resampling is seed x profile.
+truth, beside the reward's own models. The unit of resampling is seed x profile, which takes reinforcements of one
+profile for independent; beside it stand intervals over profiles and over seeds alone.
 """
 
 import math
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.stats import ttest_1samp
 from sklearn.metrics import roc_curve
 
 from usp_lab import stats
@@ -94,7 +96,9 @@ def gains(
 
     Returns:
         Rows of metric, arm (the judge), value, low, high, n, unit; and ``detectable``: the gain that would have been
-        found four times in five (2.8 standard errors, by the interval's width).
+        found four times in five (2.8 standard errors, by the interval's width). With several seeds also
+        <judge>_over_profiles (seeds averaged first, profiles resampled) and <judge>_over_seeds (Student's t over the
+        seeds' means: what another reinforcement would do, wide for few seeds).
 
     Raises:
         UspError: a seed and profile that has not one dialogue of each arm.
@@ -111,7 +115,30 @@ def gains(
         e = stats.paired(after, before, items, UNIT, seed)
         detectable = POWER * (e.high - e.low) / (2 * 1.96)
         rows.append(row(metric, judge, e, better="higher", detectable=detectable))
+        gained = pd.Series(after - before, index=wide.index)
+        of_seeds = gained.groupby("seed").mean()
+        if len(of_seeds) > 1:
+            of_profiles = gained.groupby("target").mean()
+            e = stats.mean(of_profiles, of_profiles.index.tolist(), "profile", seed)
+            rows.append(row(metric, f"{judge}_over_profiles", e, better="higher"))
+            e = student(of_seeds, "seed")
+            rows.append(row(metric, f"{judge}_over_seeds", e, better="higher"))
     return pd.DataFrame(rows)
+
+
+def student(values: Sequence[float], unit: str = "seed") -> stats.Estimate:
+    """Estimate a mean of a few independent values by Student's t, where resampling would be too sure.
+
+    >>> e = student([1.0, 2.0, 3.0]); round(e.low, 2), e.value, round(e.high, 2)
+    (-0.48, 2.0, 4.48)
+    """
+    known = np.array([v for v in values if not math.isnan(v)], float)
+    if len(known) < 2:
+        return stats.Estimate(
+            float(known.mean()) if len(known) else math.nan, math.nan, math.nan, len(known), unit
+        )
+    low, high = ttest_1samp(known, 0.0).confidence_interval()
+    return stats.Estimate(float(known.mean()), float(low), float(high), len(known), unit)
 
 
 def by_weight(
@@ -122,7 +149,8 @@ def by_weight(
     for lam, at in table.groupby("lam"):
         for name, some in tested.items():
             own = at[at["target"].isin([t.id for t in some])]
-            parts.append(gains(own, judges, name, seed).assign(lam=lam))
+            found = gains(own, judges, name, seed)
+            parts.append(found[found["arm"].isin(judges)].assign(lam=lam))
     return pd.concat(parts, ignore_index=True)
 
 
