@@ -180,7 +180,7 @@ def arguments(s: RlccSettings, folder: Path, every: int):
         weight_decay=0.0,
         adam_beta2=0.95,
         bf16=s.bf16 and computes_bf16(),
-        gradient_checkpointing=cuda,
+        activation_checkpointing=cuda,
         ddp_find_unused_parameters=False,
         use_cpu=not cuda,
         dataloader_pin_memory=cuda,

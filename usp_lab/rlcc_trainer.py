@@ -5,6 +5,8 @@ neither hang nor drop. What TRL marks as experimental (``rollout_func``) is used
 """
 
 import math
+import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +30,9 @@ from usp_lab.rlcc_looks import ROLLOUTS, add_lines
 from usp_lab.rlcc_settings import RlccSettings
 from usp_lab.rollouts import Policy, Rollout, roll_out, spoken
 
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # we know, and pin TRL's version
+# TRL reads the old name, which no user of ours can mend.
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 _BARREN = 3  # steps in a row in which no dialogue earns a reward
 _MOST = 1_000_000  # rollouts a step at the most: numbers of different steps never meet
 

@@ -12,6 +12,7 @@ from a checkpoint, with all weights or LoRA. The same function trains an assista
 import argparse
 import hashlib
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -168,7 +169,11 @@ def _start(train: Sequence[Dialogue], s: SftSettings):
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(s.seed)
+            told = logging.getLogger("transformers.modeling_utils")
+            level = told.level
+            told.setLevel(logging.ERROR)  # it would explain at length how new rows begin
             model.resize_token_embeddings(len(tokenizer))
+            told.setLevel(level)
     return tokenizer, model, bool(new)
 
 
