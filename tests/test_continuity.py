@@ -312,6 +312,15 @@ def tables() -> dict[str, pd.DataFrame]:
     return {"stopping_curves": pd.concat(curves), "reliability": pd.DataFrame(bins)}
 
 
+def test_the_twin_is_told_from_real_people_and_hazards_of_a_few_are_left_out() -> None:
+    times = pd.DataFrame({"time": [1] * 6 + [2] * 5 + [3], "ended": 1.0})
+    curves = [stopping_curves(times, list(range(12)), a, 3) for a in ("twin", "real")]
+    fig = plots_continuity.stopping_curves(pd.concat(curves))
+    drawn = [[(x.get_color(), len(x.get_xdata())) for x in ax.lines[-2:]] for ax in fig.axes]
+    assert "fewer than 5 dialogues" in fig.get_supxlabel()
+    assert drawn == [[("#A6A6A6", 3), ("#000000", 3)], [("#A6A6A6", 2), ("#000000", 2)]]
+
+
 @pytest.mark.parametrize("name", ["stopping_curves", "reliability"])
 def test_plots_draw_plain_and_awkward_tables(name: str, tmp_path) -> None:
     plot, table = getattr(plots_continuity, name), tables()[name]

@@ -214,6 +214,11 @@ def test_vendi_ratios_of_the_same_a_collapsed_and_a_mute_arm():
     human = rows.loc["human_split"]
     assert human["low"] < 1 < human["high"] and human["high"] - human["low"] < 0.3
     assert human["n"] == 24
+    below = rows.loc["one_minus_real"]
+    assert rows.loc["same_minus_real", ["value", "low", "high"]].tolist() == [0, 0, 0]
+    assert below["value"] == pytest.approx(rows.loc["one", "value"] - 1) and below["high"] < -0.8
+    assert np.isnan(rows.loc["mute_minus_real", "value"]) and rows.loc["mute_minus_real", "reason"]
+    assert "human_split_minus_real" not in rows.index
 
 
 # --- plots -----------------------------------------------------------------------------------------
@@ -261,3 +266,4 @@ def test_references_stand_in_every_panel_and_a_failed_metric_says_so():
     fig = plots_diversity.dose_response(tables()["dose_response"])
     assert [ax.get_title(loc="left") for ax in fig.axes] == ["recall (failed)", "vendi ratio"]
     assert "collapse: failed\nforeign: blind to it" in words(fig) and "(n 20)" in words(fig)
+    assert [ax.get_ylabel() for ax in fig.axes] == ["recall", "vendi ratio"]

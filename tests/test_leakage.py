@@ -51,6 +51,16 @@ def test_training_mixes_all_lengths_and_keeps_nothing_of_the_truth():
     seen = {d.profile.count("user t") for d in told}
     assert seen == {0, 1, 2, 3, 5} and [d.id for d in told] == [d.id for d in train]
     assert told == leakage.mixed(train, build, seed=3) != leakage.mixed(train, build, seed=4)
+    assert all(d.truth is None for d in told)
+
+
+def test_training_mixes_in_what_was_drawn_beforehand_where_there_is_such_a_thing():
+    train = [talk(f"t{i}", f"u{i // 2}", 5) for i in range(210)]
+    told = leakage.mixed(train, build, seed=3, prior=lambda d: f"prior of {d.id}")
+    prior = [d for d in told if d.profile == f"prior of {d.id}"]
+    assert 15 <= len(prior) <= 50  # one of seven arms
+    assert {d.profile.count("user t") for d in told if d not in prior} == {0, 1, 2, 3, 5}
+    assert not any("prior" in d.profile for d in leakage.mixed(train, build, seed=3))
 
 
 def test_only_dialogues_with_a_turn_after_the_third_are_scored():

@@ -225,6 +225,17 @@ def test_nan_of_one_arm_and_of_one_interval():
     assert "n 41" in shown
 
 
+def test_the_foot_names_whose_line_and_band_run_through_a_panel():
+    foot = plots.metric_intervals(intervals()).get_supxlabel()
+    assert foot.endswith("interval of twin (ceiling), other user (floor)")
+    alone = intervals(["usp", "shuffled", "twin_minus_usp"])
+    unscored = intervals().assign(value=NAN, low=NAN, high=NAN)
+    for table in (alone, unscored, intervals(panel="both").assign(metric=list("abcd"))):
+        assert "band" not in plots.metric_intervals(table).get_supxlabel()
+    shown = plots.corpus_comparison(tables()["corpus_comparison"])
+    assert shown.get_supxlabel().endswith("interval of population")
+
+
 def test_arms_stand_in_the_palettes_order_with_differences_apart():
     table = intervals(
         ["other", "mine", "twin", "usp_minus_other", "shuffled", "usp"], better="lower"

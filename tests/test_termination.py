@@ -157,6 +157,27 @@ def test_f1_where_nothing_can_be_scored() -> None:
     assert np.isnan(say([0.2, 0.8], NAN)).all() and say([NAN, 0.8], 0.5)[1] == 1
 
 
+def test_skill_is_nothing_for_saying_yes_always_and_one_for_the_best(population) -> None:
+    at = decisions(population["test"])
+    said = {
+        "always_stop": np.ones(len(at)),
+        "bayes": say(at["hazard"], 0.35),
+        "again": say(at["hazard"], 0.35),
+        "yes": np.ones(len(at)),
+        "mute": np.where(np.arange(len(at)) % 2, np.nan, 1.0),
+    }
+    table = termination.skills(at, said).set_index("arm")
+    assert list(table.index) == ["again", "yes", "mute"]
+    assert table.loc["again", ["value", "low", "high"]].tolist() == [1, 1, 1]
+    assert table.loc["yes", "value"] == 0 and table.loc["mute", "n"] == (len(at) + 1) // 2
+    value = {a: f1(at["ended"], s, at["user"]).value for a, s in said.items()}
+    half = say(at["hazard"], 0.2)
+    found = termination.skills(at, {"half": half, **said}).set_index("arm").loc["half"]
+    gain = f1(at["ended"], half, at["user"]).value - value["always_stop"]
+    assert found["value"] == pytest.approx(gain / (value["bayes"] - value["always_stop"]))
+    assert found["low"] < found["value"] < found["high"]
+
+
 def test_estimates_have_every_arm(population) -> None:
     at = decisions(population["test"])
     always = np.ones(len(at))

@@ -200,6 +200,9 @@ def vendi_estimates(
 ) -> pd.DataFrame:
     """Vendi score of an arm's dialogues over that of their targets: 1 is as varied, below it collapse.
 
+    ``<arm>_minus_real`` is that ratio less the targets' own, which is 1: below 0 is less varied than
+    people. Each user is left out of both sides, so the difference is paired.
+
     Args:
         arms: simulated dialogues' embeddings, shape (n, dimension), in the order of ``real``; where a
             row is NaN (nothing said), its target is left out too.
@@ -218,13 +221,14 @@ def vendi_estimates(
     n = min(len(a), len(b))
     pairs["human_split"] = x[a[:n]], x[b[:n]], [users[i] for i in a[:n]]
     scored = {arm: _vendi_ratio(*pair, unit) for arm, pair in pairs.items()}
+    scored |= {f"{arm}_minus_real": _vendi_ratio(*pairs[arm], unit, 1.0) for arm in arms}
     return pd.DataFrame([scored_row("vendi_ratio", a, s, better="") for a, s in scored.items()])
 
 
 def _vendi_ratio(
-    said: np.ndarray, real: np.ndarray, users: Sequence[Hashable], unit: str
+    said: np.ndarray, real: np.ndarray, users: Sequence[Hashable], unit: str, less: float = 0.0
 ) -> Scored:
     def ratio(keep: np.ndarray) -> float:
-        return distributions.vendi(said[keep]) / distributions.vendi(real[keep])
+        return distributions.vendi(said[keep]) / distributions.vendi(real[keep]) - less
 
-    return leave_one_out(ratio, users, unit, bounds=(0, math.inf))
+    return leave_one_out(ratio, users, unit, bounds=(-less, math.inf))

@@ -24,7 +24,7 @@ from usp_lab.tidy import owners, row
 
 KNOWN = 3  # user turns that come before those that are scored
 ARMS = ("first_1", "first_2", "first_3", "whole", "sibling", "prior", "shuffled", "empty")
-_TRAINED = ("first_1", "first_2", "first_3", "whole", "sibling", "empty")
+_TRAINED = ("first_1", "first_2", "first_3", "whole", "sibling", "empty")  # and "prior", if any
 
 Build = Callable[[Sequence[Dialogue]], Sequence[str]]  # dialogues -> a profile of each
 
@@ -121,17 +121,30 @@ def profiles(
     raise UspError(f"no arm {arm!r} in the leakage audit; choose one of {', '.join(ARMS)}")
 
 
-def mixed(train: Sequence[Dialogue], build: Build, seed: int = 0) -> list[Dialogue]:
+def mixed(
+    train: Sequence[Dialogue],
+    build: Build,
+    seed: int = 0,
+    prior: Callable[[Dialogue], str] | None = None,
+) -> list[Dialogue]:
     """Give each training dialogue the profile of an arm drawn at random.
 
-    A simulator trained on these knows short profiles, long ones, another dialogue's and none, so
-    that no arm is strange to it. Dialogues whose arm has nothing for them get the empty one.
+    A simulator trained on these knows short profiles, long ones, another dialogue's, one drawn
+    beforehand and none, so that no arm is strange to it: `shuffled` is told a `whole`, and needs no
+    training of its own. Dialogues whose arm has nothing for them get the empty one.
+
+    Args:
+        train: training dialogues.
+        build: the one extractor.
+        seed: of the arms drawn.
+        prior: as in `profiles`; without it no dialogue gets that arm.
     """
-    drawn = [Random(f"{seed}/{d.id}").choice(_TRAINED) for d in train]
+    arms = (*_TRAINED, "prior") if prior else _TRAINED
+    drawn = [Random(f"{seed}/{d.id}").choice(arms) for d in train]
     told: dict[str, str] = {}
-    for arm in _TRAINED:
+    for arm in arms:
         own = [d for d, a in zip(train, drawn, strict=True) if a == arm]
-        for d, text in zip(own, profiles(arm, own, train, build), strict=True):
+        for d, text in zip(own, profiles(arm, own, train, build, prior), strict=True):
             told[d.id] = text or ""
     return [d.model_copy(update={"profile": told[d.id], "truth": None}) for d in train]
 

@@ -56,15 +56,19 @@ def _interval_panels(table: pd.DataFrame, references: Sequence[str]) -> Figure:
     heights = [max(0.5, 0.13 * len(g) * k) for g, k in zip(groups, lines, strict=True)]
     fig, axes, columns = panels(heights)
     units = table["unit"].dropna().unique() if "unit" in table else []
+    behind: dict[str, None] = {}
     for i, (ax, group, own) in enumerate(zip(axes, groups, names, strict=True)):
-        _interval_panel(ax, group, look, references, columns, unit=len(units) > 1)
+        drawn = _interval_panel(ax, group, look, references, columns, unit=len(units) > 1)
+        behind |= dict.fromkeys(drawn)
         again = i % columns and own == names[i - i % columns]
         name_rows(ax, [""] * len(own) if again else own, [n_text([n]) for n in group["n"]])
     hollow = table["value"].notna() & table[["low", "high"]].isna().any(axis=1)
     foot = ["point: estimate", "hollow: no interval"] if hollow.any() else ["point: estimate"]
     resampled = f" (resampled: {units[0]})" if len(units) == 1 else ""
     foot += [f"line: 95 % interval{resampled}", "n: items scored"]
-    fig.supxlabel(", ".join(foot), fontsize=8)
+    of = ", ".join(behind)
+    again = f"\nupright line and band: estimate and interval of {of}" if behind else ""
+    fig.supxlabel(", ".join(foot) + again, fontsize=8)
     return fig
 
 
@@ -78,7 +82,9 @@ def _row_names(group: pd.DataFrame, look: Mapping[str, Look], width: int) -> lis
 
 def _interval_panel(
     ax: Axes, group: pd.DataFrame, look: dict, references: Sequence[str], columns: int, unit: bool
-) -> None:
+) -> list[str]:
+    """Draw one panel, and return the labels of the references that run through it."""
+    behind = []
     one = group["metric"].nunique() == 1
     difference = "_minus_" in group["arm"].iloc[0]
     log = bool(given(group, "log", False)) and not difference and bool((group["value"] > 0).any())
@@ -88,6 +94,7 @@ def _interval_panel(
         dot(ax, y, row, look[row.arm], log)
         if one and row.arm in references and math.isfinite(row.value):
             colour = look[row.arm].colour
+            behind.append(look[row.arm].label)
             ax.axvline(row.value, color=colour, linewidth=1, alpha=0.7, zorder=1)
             if math.isfinite(row.low + row.high):
                 ax.axvspan(row.low, row.high, color=colour, alpha=0.13, linewidth=0, zorder=0)
@@ -106,6 +113,7 @@ def _interval_panel(
     below += [f"resampled: {given(group, 'unit', '')}"] if unit else []
     ax.set_title(wrap(title, CHARS[columns]))
     ax.set_xlabel("\n".join(wrap(part, CHARS[columns] + 4) for part in below if part))
+    return behind
 
 
 @as_plot("metric arm value low high n unit", text="metric arm", floats="value low high")

@@ -7,18 +7,34 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from usp_lab.canvas import BLACK, GREY, as_plot, curve_panels, given, line, looks, n_text
+from usp_lab.canvas import (
+    BLACK,
+    INK,
+    SILVER,
+    Look,
+    as_plot,
+    curve_panels,
+    given,
+    line,
+    looks,
+    n_text,
+)
 
 _QUANTITIES = {
     "survival": "share of users still there",
     "hazard": "share that ends here,\nof those still there",
 }
 _BEHIND = ("real", "population")  # drawn behind every simulator
+_REAL = Look(SILVER, "p", "real people")  # not black, which `twin` is
+FEWEST = 5  # dialogues at risk that a hazard is drawn for
 
 
 @as_plot("quantity arm turn value low high n", text="quantity arm", floats="turn value low high n")
 def stopping_curves(table: pd.DataFrame) -> Figure:
     """Draw survival and hazard of stopping by decision, one panel an arm, real people behind it.
+
+    A hazard of fewer than five dialogues is left out: one dialogue more or less would move it across
+    the panel.
 
     Args:
         table: quantity ("survival" or "hazard"), arm ("real" and the "population"'s own hazards
@@ -30,6 +46,8 @@ def stopping_curves(table: pd.DataFrame) -> Figure:
     shown = [(q, a) for q in _QUANTITIES for a in alone if (table["quantity"] == q).any()]
     first = table[table["turn"] == table["turn"].min()]
     ns = [n_text(first.loc[first["arm"] == a, "n"]) for _, a in shown]
+    rare = (table["quantity"] == "hazard") & (table["n"] < FEWEST)
+    kept = table[table["value"].notna() & ~rare].sort_values("turn")
     fig, axes = curve_panels(
         [f"{look[a].label}: {q}" for q, a in shown],
         [f"decision after user turn\n{n}".strip() for n in ns],
@@ -37,18 +55,21 @@ def stopping_curves(table: pd.DataFrame) -> Figure:
         height=1.9,
     )
     for ax, (quantity, arm) in zip(axes, shown, strict=True):
-        part = table[(table["quantity"] == quantity) & table["value"].notna()].sort_values("turn")
+        part = kept[kept["quantity"] == quantity]
         true = part[part["arm"] == "population"]
-        ax.plot(true["turn"], true["value"], color=GREY, linewidth=1.2, linestyle="--", zorder=2)
-        for name in ("real", arm) if arm != "population" else ():
-            own = part[part["arm"] == name]
-            line(ax, own, "turn", "value", look.get(name, look[arm]), size=4 if name == arm else 3)
+        ax.plot(true["turn"], true["value"], color=INK, linewidth=1, linestyle="--", zorder=2)
+        if arm != "real":
+            line(ax, part[part["arm"] == "real"], "turn", "value", _REAL, size=4)
+        if arm != "population":
+            line(ax, part[part["arm"] == arm], "turn", "value", look[arm], size=5)
         ax.set_ylim(-0.03, 1.03)
+        ax.set_xlim(table["turn"].min() - 0.4, table["turn"].max() + 0.4)
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    foot = ["band: 95 % interval", "n: dialogues"]
-    foot += ["black: real people"] if "real" in look else []
+    foot = ["band: 95 % interval", "n: dialogues at the first decision"]
+    foot += ["light grey: real people"] if "real" in look else []
     foot += ["dashed: the population's own hazards"] if "population" in look else []
-    fig.supxlabel(", ".join(foot), fontsize=8)
+    left_out = f"\nleft out: hazards of fewer than {FEWEST} dialogues" if rare.any() else ""
+    fig.supxlabel(", ".join(foot) + left_out, fontsize=8)
     return fig
 
 

@@ -85,6 +85,7 @@ def dose_response(table: pd.DataFrame) -> Figure:
         share_y=False,
     )
     for ax, metric in zip(axes, names, strict=True):
+        ax.set_ylabel(metric.replace("_", " "))
         ax.xaxis.set_major_formatter(PercentFormatter(1))
         if table.loc[table["metric"] == metric, "value"].isna().all():
             ax.set_yticks([])

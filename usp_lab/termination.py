@@ -135,6 +135,57 @@ def f1_difference(
     return stats.ratio_difference(*sides, list(users), unit, seed)
 
 
+def skill(
+    ended: Sequence[float],
+    said: Sequence[float],
+    best: Sequence[float],
+    users: Sequence[str],
+    unit: str = "user",
+    seed: int = 0,
+) -> stats.Estimate:
+    """Estimate how much of what can be gained in F1 an arm gains: (F1 - F1_always) / (F1_best - F1_always).
+
+    F1_always is had for nothing, by calling every decision an end. 0: no better than that; 1: as good
+    as ``best``; it can lie outside. Over the decisions that both were asked, resampled by user, all
+    three together.
+
+    Args:
+        ended, said, users: as in `f1`.
+        best: whether the reference says so.
+
+    >>> round(skill([1, 0, 0, 1], [1, 1, 0, 1], [1, 0, 0, 1], ["a", "b", "c", "d"]).value, 6)
+    0.4
+    """
+    y, own, top = (np.asarray(x, float) for x in (ended, said, best))
+    columns = [c for x in (own, top, np.ones(len(y))) for c in (2 * y * x, y + x)]
+
+    def share(a, b, c, d, e, f):
+        return (a / b - e / f) / (c / d - e / f)
+
+    return stats.of_sums(columns, share, list(users), unit, seed)
+
+
+def skills(
+    at: pd.DataFrame,
+    said: Mapping[str, Sequence[float]],
+    unit: str = "user",
+    best: str = "bayes",
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return `skill` of every arm but the two references as a tidy table, metric ``termination_skill``.
+
+    Args:
+        at: `decisions`.
+        said: yes or no per arm, ``best`` among them.
+    """
+    ended, users = at["ended"].to_numpy(), at["user"].tolist()
+    shown = [arm for arm in said if arm not in (best, "always_stop")]
+    scored = {arm: skill(ended, said[arm], said[best], users, unit, seed) for arm in shown}
+    return pd.DataFrame(
+        [row("termination_skill", arm, e, better="higher") for arm, e in scored.items()]
+    )
+
+
 def say(scores: Sequence[float], threshold: float) -> np.ndarray:
     """Return 1 where a score reaches the threshold, else 0; NaN where either is NaN."""
     scores = np.asarray(scores, float)
