@@ -466,6 +466,52 @@ t.run(Path({str(base)!r}), Path({str(tmp_path / "m")!r}), stop_rule=False)
     assert time.monotonic() - began < 60
 
 
+SHARDED = """
+import sys; sys.path.insert(0, sys.argv[1])
+import json
+from pathlib import Path
+import torch; torch.set_num_threads(1)
+import torch.distributed as dist
+import test_rlcc as t
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp._fully_shard import _fsdp_param_group as group
+from usp_lab.sharding import whole_weights
+dist.init_process_group("gloo")
+rank, base, out = dist.get_rank(), *map(Path, sys.argv[2:])
+plain, model = t.load_causal_lm(base), t.load_causal_lm(base)
+for layer in model.model.layers:
+    fully_shard(layer)
+fully_shard(model)
+sharded = lambda: [hasattr(p, "full_tensor") for p in model.parameters()]
+assert all(sharded())
+share = t.TARGETS[:1] if rank else t.TARGETS[1:]  # one dialogue here, five there
+said, gathered, gather = [], [], group.foreach_all_gather
+with whole_weights(model), torch.no_grad():
+    assert not any(sharded())
+    group.foreach_all_gather = lambda *a, **k: gathered.append(1) or gather(*a, **k)
+    for m in (plain, model):
+        policy = t.Policy(m, t.load_tokenizer(base), t.Sampling(max_new_tokens=8), "policy")
+        said.append([r.ids for r in t.roll_out(policy, t.Echo(), share, range(len(share)), 3, 400, 0)])
+    group.foreach_all_gather = gather
+assert not gathered and said[0] == said[1] and all(sharded())
+ids = torch.tensor([[1, 2, 3, 4]])
+loss = model(input_ids=ids, labels=ids).loss
+loss.backward()
+assert torch.allclose(loss, plain(input_ids=ids, labels=ids).loss)
+(out / f"{rank}.json").write_text(json.dumps(len(share)))
+dist.destroy_process_group()
+"""
+
+
+def test_a_model_in_shards_speaks_as_a_whole_one_and_waits_for_nobody(base, tmp_path):
+    (tmp_path / "two.py").write_text(SHARDED)
+    words = [str(tmp_path / "two.py"), str(ROOT / "tests"), str(base), str(tmp_path)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *words]  # fmt: skip
+    child = subprocess.run(command, capture_output=True, timeout=300, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})  # fmt: skip
+    assert child.returncode == 0, child.stderr.decode()[-3000:]
+    assert [json.loads((tmp_path / f"{r}.json").read_text()) for r in (0, 1)] == [5, 1]
+
+
 def test_two_processes_share_the_work_and_ragged_dialogues_neither_hang_nor_drop(base, tmp_path):
     code = f"""
 import sys; sys.path.insert(0, {str(ROOT / "tests")!r})

@@ -81,7 +81,7 @@ def _train(targets, validation, assistant, reward, out: Path, s: RlccSettings, k
     from usp_lab.models import Device, load_causal_lm, load_tokenizer, quiet_bars
     from usp_lab.rlcc_looks import GUARDS, ROLLOUTS, Looks, counted, kept, looks_until, stopped
     from usp_lab.rlcc_targets import dealt, order
-    from usp_lab.rlcc_trainer import CycleTrainer, refuse_fsdp2
+    from usp_lab.rlcc_trainer import CycleTrainer
     from usp_lab.rollouts import Policy
     from usp_lab.simulate import check_room
     from usp_lab.trainer import Bar, quiet
@@ -124,7 +124,6 @@ def _train(targets, validation, assistant, reward, out: Path, s: RlccSettings, k
         train_dataset=Dataset.from_dict({"prompt": prompts}),
         processing_class=tokenizer,
     )
-    refuse_fsdp2(trainer)
     looks.trainer = trainer
     quiet(trainer, looks, Bar(out.name))
     with quiet_bars():

@@ -29,6 +29,7 @@ from usp_lab.reward import CycleReward, Terms
 from usp_lab.rlcc_looks import ROLLOUTS, add_lines
 from usp_lab.rlcc_settings import RlccSettings
 from usp_lab.rollouts import Policy, Rollout, roll_out, spoken
+from usp_lab.sharding import whole_weights
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # we know, and pin TRL's version
 # TRL reads the old name, which no user of ours can mend.
@@ -62,10 +63,8 @@ class CycleTrainer(GRPOTrainer):
         self.rlcc, self.targets, self.assistant = settings, targets, assistant
         self.reward, self.guards, self.out = reward, guards, out
         self._turns: tuple[list[Rollout], list[Terms]] = ([], [])
-        self._usual, self._barren = (
-            math.nan,
-            0,
-        )  # mean r_ai of a step; steps in a row without a reward
+        self._usual = math.nan  # mean r_ai of a step
+        self._barren = 0  # steps in a row without a reward
         super().__init__(
             reward_funcs=_given, rollout_func=lambda prompts, trainer: trainer._roll_out(prompts), **kwargs
         )  # fmt: skip
@@ -79,6 +78,7 @@ class CycleTrainer(GRPOTrainer):
             torch.no_grad(),
             torch.autocast(self.accelerator.device.type, enabled=False),
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
+            whole_weights(self.model_wrapped),
         ):
             model.eval()
             wrapped = model.forward  # in accelerate's autocast, where turns are others
@@ -220,14 +220,3 @@ def _given(prompts, completions, given, **kwargs) -> list[float | None]:
 
 
 # --- looks at validation users -------------------------------------------------------------------
-
-
-def refuse_fsdp2(trainer) -> None:
-    """Refuse what cannot speak while it is sharded.
-
-    Raises:
-        UspError: FSDP 2, of which no part is gathered for a dialogue.
-    """
-    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
-    if plugin is not None and plugin.fsdp_version == 2:
-        raise UspError("RLCC cannot speak under FSDP 2; use docs/accelerate/zero3.yaml, or one GPU")

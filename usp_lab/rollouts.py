@@ -21,6 +21,11 @@ from usp_lab.store import FAILED
 class Policy(UserSimulator):
     """The model that is being trained, speaking; its turns carry the tokens that were drawn."""
 
+    @property
+    def identity(self) -> str:
+        """Nothing of the weights, which change with each step, and cannot be read while they are shared (FSDP 2)."""
+        return f"in training {self.tokenizer.chat_template} {self.sampling}"
+
     def text(self, ids: Sequence[int]) -> Utterance:
         """Return the turn with its tokens in ``meta``."""
         return Utterance(super().text(ids), {"ids": list(ids)})
