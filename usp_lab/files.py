@@ -108,6 +108,12 @@ def _plain(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def whole_lines(path: Path) -> tuple[list[bytes], bytes]:
+    """Return a file's whole lines without their ends, and what a crash cut short after the last."""
+    *lines, cut = path.read_bytes().split(b"\n")
+    return lines, cut
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file, or of all files in a folder with their names."""
     path = Path(path)

@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from usp_lab.errors import UspError
-from usp_lab.files import atomic
+from usp_lab.files import atomic, whole_lines
 from usp_lab.profiles import Profile
 from usp_lab.store import open_alone
 
@@ -103,15 +103,11 @@ class ProfileStore:
         self._file = open_alone(self.path, "place")
 
     def _read(self) -> None:
-        raw = self.path.read_bytes()
-        whole = raw[: raw.rfind(b"\n") + 1]
-        cut = raw[len(whole) :]
+        lines, cut = whole_lines(self.path)
         if not cut.startswith(b'{"id":'[: len(cut)]):
             raise UspError(f"{self.path} holds no profiles; name another place or delete it")
-        self._whole = len(whole)
-        self.records = {
-            r.id: r for n, line in enumerate(whole.splitlines(), 1) if (r := self._parse(n, line))
-        }
+        self._whole = sum(len(line) + 1 for line in lines)
+        self.records = {r.id: r for n, line in enumerate(lines, 1) if (r := self._parse(n, line))}
 
     def _parse(self, number: int, line: bytes) -> Record:
         where = f"{self.path} line {number}"

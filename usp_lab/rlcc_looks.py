@@ -8,6 +8,7 @@ from pathlib import Path
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
+from usp_lab.files import atomic, whole_lines
 from usp_lab.guards import broken, summary
 
 ROLLOUTS, GUARDS = "rollouts.jsonl", "guards.jsonl"
@@ -97,15 +98,9 @@ def add_lines(path: Path, rows: Sequence[dict], writes: bool) -> None:
 
 def cut_lines(path: Path, last: int, writes: bool, key: str) -> list[dict]:
     """Return the rows up to ``last``; a line that a crash cut short, and later ones, are taken off the file."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
+    rows = [json.loads(line) for line in whole_lines(path)[0]] if path.exists() else []
     rows = [r for r in rows if r[key] <= last]
     if writes and path.exists():
-        part = path.with_suffix(".part")
-        part.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
-        part.replace(path)
+        with atomic(path) as part:
+            part.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     return rows

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from usp_lab.data import Dialogue
 from usp_lab.errors import UspError
-from usp_lab.files import atomic
+from usp_lab.files import atomic, whole_lines
 
 try:
     import fcntl
@@ -110,15 +110,14 @@ class Store:
         self._file = open_alone(self.out, "file", new=not begun)
 
     def _read(self) -> None:
-        raw = self.out.read_bytes()
-        whole = raw[: raw.rfind(b"\n") + 1]
-        cut = raw[len(whole) :]
+        lines, cut = whole_lines(self.out)
         if not cut.startswith(b'{"id":'[: len(cut)]):
             raise UspError(
                 f"{self.out} holds no simulated dialogues; name another file or delete it"
             )
-        self._size, self._whole, self.dialogues = len(raw), len(whole), {}
-        for number, line in enumerate(whole.splitlines(), 1):
+        self._whole, self.dialogues = sum(len(line) + 1 for line in lines), {}
+        self._size = self._whole + len(cut)
+        for number, line in enumerate(lines, 1):
             d = self._parse(number, line)
             self.dialogues[d.replicate, d.id] = d
 
