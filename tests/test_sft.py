@@ -306,6 +306,8 @@ def test_the_base_is_kept_where_no_look_at_validation_is_better(release, tmp_pat
     assert train_sft(TRAIN, VALIDATION, tmp_path / "worse", again) == worse
     plato = train_sft(TRAIN, VALIDATION, tmp_path / "plato", replace(again, with_profile=False))
     assert plato.kept > 0  # it has to unlearn profiles
+    asked = train_sft(TRAIN, VALIDATION, tmp_path / "asked", replace(again, keep_base=False))
+    assert asked.kept > 0
 
 
 @pytest.mark.parametrize("lora", [0, 2])

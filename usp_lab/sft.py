@@ -123,7 +123,8 @@ def _train(train, validation, out: Path, s: SftSettings, key: str, fingerprint: 
         )
     quiet(trainer, stop, Bar(out.name))
     # One that is to learn without profiles must not stay one that learned with them.
-    known = s.base and s.with_profile and not (new_tokens or s.lora or _sharded(trainer))
+    known = s.base and s.keep_base and s.with_profile
+    known = known and not (new_tokens or s.lora or _sharded(trainer))
     with quiet_bars():
         before = [trainer.evaluate() | {"step": 0}] if known else []
         trainer.train(resume_from_checkpoint=last and str(last))

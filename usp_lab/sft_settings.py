@@ -39,6 +39,8 @@ class SftSettings:
         repetition_penalty: kept in the model's generation settings, which whoever draws turns from it
             reads; 0: as the base has it.
         bf16: autocast in bf16, on a machine that computes in it (`models.computes_bf16`); else fp32.
+        keep_base: where no look at validation finds better weights than those of the base, keep these; False: train
+            in any case, as without profiles (a base that learned with them must not stay as it is).
     """
 
     speaker: str = "user"
@@ -62,6 +64,7 @@ class SftSettings:
     evals: int = 8
     repetition_penalty: float = 0.0
     bf16: bool = True
+    keep_base: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
