@@ -1,6 +1,7 @@
 """Reinforcement by one process and by two, side by side in one run.
 
-    python benchmarks/rlcc.py --steps 4
+    python benchmarks/rlcc.py                     # a quarter of an hour on two cores
+    python benchmarks/rlcc.py --profiles 16       # steps of 64 dialogues, of which half is little for a process
 
 Prints rollout throughput (dialogues a second, reward included) of one process with one thread, of one with two, and of
 two processes with one thread each, over the faster of the first two; and the reward of test users after each.
@@ -84,9 +85,9 @@ def test_rewards(a: argparse.Namespace, folder: Path) -> dict[str, np.ndarray]:
 def main() -> None:
     """Print ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--steps", type=int, default=4, help="optimizer steps, the first not timed")
+    parser.add_argument("--steps", type=int, default=3, help="optimizer steps, the first not timed")
     parser.add_argument(
-        "--profiles", type=int, default=16, help="profiles a step, four dialogues each"
+        "--profiles", type=int, default=64, help="profiles a step, four dialogues each"
     )
     parser.add_argument("--n-test", type=int, default=48, help="test users")
     parser.add_argument("--generator", default="generator-tiny", help="profile generator")
