@@ -79,7 +79,7 @@ def _train(targets, validation, assistant, reward, out: Path, s: RlccSettings, k
     from usp_lab.finished import last_checkpoint, prepare_folder
     from usp_lab.guards import Guards
     from usp_lab.models import Device, load_causal_lm, load_tokenizer, quiet_bars
-    from usp_lab.rlcc_looks import GUARDS, ROLLOUTS, Looks, counted, kept, looks_until, stopped
+    from usp_lab.rlcc_looks import GUARDS, ROLLOUTS, Looks, counted, cut_lines, kept, stopped
     from usp_lab.rlcc_targets import dealt, order
     from usp_lab.rlcc_trainer import CycleTrainer
     from usp_lab.rollouts import Policy
@@ -127,7 +127,7 @@ def _train(targets, validation, assistant, reward, out: Path, s: RlccSettings, k
     looks.trainer = trainer
     quiet(trainer, looks, Bar(out.name))
     with quiet_bars():
-        looks.history = looks_until(out / GUARDS, state.get("global_step", 0))
+        looks.history = cut_lines(out / GUARDS, state.get("global_step", 0), writes=False)
         if not (s.stop_rule and stopped(looks.history)):  # else killed between that and its end
             trainer.train(resume_from_checkpoint=last and str(last))
         trainer.accelerator.wait_for_everyone()

@@ -40,10 +40,8 @@ class Looks(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         """Look at what training starts from."""
         log = self.trainer.out / GUARDS
-        self.history = cut_lines(log, state.global_step, state.is_world_process_zero, "step")
-        cut_lines(
-            self.trainer.out / ROLLOUTS, state.global_step - 1, state.is_world_process_zero, "step"
-        )
+        self.history = cut_lines(log, state.global_step, state.is_world_process_zero)
+        cut_lines(self.trainer.out / ROLLOUTS, state.global_step - 1, state.is_world_process_zero)
         self.trainer.accelerator.wait_for_everyone()
         if not self.history:
             self._look(state, control)
@@ -84,11 +82,6 @@ def stopped(history: Sequence[dict]) -> str:
     return "; ".join(last[-1]) if len(last) == 2 and all(last) else ""
 
 
-def looks_until(log: Path, step: int) -> list[dict]:
-    """Return the looks up to a step that a log has."""
-    return cut_lines(log, step, False, "step")
-
-
 def add_lines(path: Path, rows: Sequence[dict], writes: bool) -> None:
     """Append rows to a file of JSON lines, in one process."""
     if writes:
@@ -96,10 +89,10 @@ def add_lines(path: Path, rows: Sequence[dict], writes: bool) -> None:
             f.writelines(json.dumps(r) + "\n" for r in rows)
 
 
-def cut_lines(path: Path, last: int, writes: bool, key: str) -> list[dict]:
+def cut_lines(path: Path, last: int, writes: bool) -> list[dict]:
     """Return the rows up to ``last``; a line that a crash cut short, and later ones, are taken off the file."""
     rows = [json.loads(line) for line in whole_lines(path)[0]] if path.exists() else []
-    rows = [r for r in rows if r[key] <= last]
+    rows = [r for r in rows if r["step"] <= last]
     if writes and path.exists():
         with atomic(path) as part:
             part.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")

@@ -100,6 +100,11 @@ def best_threshold(scores: Sequence[float], ended: Sequence[float]) -> float:
     return float(-(values[best] + below) / 2)
 
 
+def _counts(ended: np.ndarray, said: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return what F1 is the ratio of, per decision: 2 TP and 2 TP + FP + FN."""
+    return 2 * ended * said, ended + said
+
+
 def f1(
     ended: Sequence[float],
     said: Sequence[float],
@@ -118,7 +123,7 @@ def f1(
     0.5
     """
     ended, said = np.asarray(ended, float), np.asarray(said, float)
-    return stats.ratio(2 * ended * said, ended + said, list(users), unit, seed)
+    return stats.ratio(*_counts(ended, said), list(users), unit, seed)
 
 
 def f1_difference(
@@ -131,8 +136,7 @@ def f1_difference(
 ) -> stats.Estimate:
     """Estimate the difference of two arms' `f1` over the decisions that both could be asked."""
     y, a, b = (np.asarray(x, float) for x in (ended, first, second))
-    sides = [(2 * y * said, y + said) for said in (a, b)]
-    return stats.ratio_difference(*sides, list(users), unit, seed)
+    return stats.ratio_difference(_counts(y, a), _counts(y, b), list(users), unit, seed)
 
 
 def skill(
@@ -157,7 +161,7 @@ def skill(
     0.4
     """
     y, own, top = (np.asarray(x, float) for x in (ended, said, best))
-    columns = [c for x in (own, top, np.ones(len(y))) for c in (2 * y * x, y + x)]
+    columns = [c for x in (own, top, np.ones(len(y))) for c in _counts(y, x)]
 
     def share(a, b, c, d, e, f):
         return (a / b - e / f) / (c / d - e / f)

@@ -44,6 +44,15 @@ def unit_of(corpus: Corpus) -> str:
     return "user" if all(d.user_id for d in corpus.test) else "dialogue"
 
 
+def of_users(dialogues: Sequence[Dialogue], unit: str) -> str:
+    """Say how many users stand behind dialogues, as far as they are known.
+
+    >>> of_users([], "dialogue")
+    'of unknown users'
+    """
+    return f"of {len(set(owners(dialogues)))} users" if unit == "user" else "of unknown users"
+
+
 def halves(users: Sequence[Hashable], seed: int = 0) -> dict[Hashable, bool]:
     """Return of each user whether it is in a random half of the users (of an odd number, the smaller one)."""
     names = list(dict.fromkeys(users))

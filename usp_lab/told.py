@@ -36,6 +36,7 @@ class Told(AtEndpoint):
 
 
 def message(role: str, text: str) -> Message:
+    """Return a message without blanks at its ends."""
     return {"role": role, "content": text.strip()}
 
 
